@@ -1,0 +1,34 @@
+// Package failpoint names every durable step of the service. In a test build
+// (-tags failpoint) a process that is told a point's name kills itself there
+// with SIGKILL, so that tests can prove what a crash between any two steps
+// leaves behind. In a normal build Hit compiles to nothing.
+package failpoint
+
+// Points lists the durable steps, in the order in which a fresh deployment
+// meets them. The crash tests walk this list; a point that is hit but not
+// listed fails them.
+var Points = []string{
+	// trent init
+	"init.deployment",        // deployment row committed, no token object yet
+	"init.domainkey.aes",     // token object made
+	"init.domainkey.generic", // token object made
+	"init.domainkey.private", // token object made
+	"init.mackey",            // token object made
+	"init.domain",            // the token holds the whole domain
+	"init.administrator",     // administrator committed, deployment not active
+	"init.shown",             // secret shown, deployment not active
+	"init.active",            // deployment active
+
+	// CreateKey
+	"hbk.generated",    // session object made in the HSM
+	"hbk.wrapped",      // EKT made, session object destroyed
+	"createkey.sealed", // rows sealed, nothing written
+
+	// every change
+	"change.before_commit",
+	"change.after_commit",
+
+	// every call without a change
+	"audit.before_commit",
+	"audit.after_commit",
+}
