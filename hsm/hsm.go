@@ -1,0 +1,73 @@
+// Package hsm keeps keys inside a PKCS#11 token and uses them there. A domain
+// (one deployment's wrapping and MAC keys) lives on the token; backing keys
+// are made in it, leave it only wrapped as exported key tokens (EKTs), and come
+// back as sensitive, non-extractable session objects in a bounded cache. No
+// plaintext of a domain key or backing key is ever in this process's memory.
+// crypto11 connects, logs in and makes token objects; miekg/pkcs11 handles
+// session objects; the hot calls are one fused C call each (native.go).
+package hsm
+
+import (
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Config says which token to use and how hard.
+type Config struct {
+	// Module is the path of the vendor's PKCS#11 library.
+	Module string
+
+	// TokenLabel and TokenSerial choose the token. One is required; if both
+	// are given both must match. Slot numbers move and are never used.
+	TokenLabel, TokenSerial string
+
+	// PIN is the token's user PIN. It is tried once.
+	PIN PIN
+
+	// Sessions is the number of sessions that symmetric operations share.
+	// 0 = 1, which measures best on SoftHSM, whose allocator is one lock.
+	Sessions int
+
+	// Queue is how many operations may wait for a session before callers get
+	// ErrBusy. 0 = 1024.
+	Queue int
+
+	// HandleCache is how many unwrapped session objects may live on the token
+	// at once. 0 = 1024.
+	HandleCache int
+
+	// Logger hears of lost sessions and other faults. nil = discard.
+	Logger *slog.Logger
+
+	// Metrics is where trent_hsm_* metrics are registered. nil = none.
+	Metrics prometheus.Registerer
+}
+
+// Info describes the token and its library.
+type Info struct {
+	Label           string `json:"label"`
+	Serial          string `json:"serial"`
+	Manufacturer    string `json:"manufacturer"`
+	Model           string `json:"model"`
+	Firmware        string `json:"firmware"`
+	Library         string `json:"library"`
+	LibraryVersion  string `json:"libraryVersion"`
+	CryptokiVersion string `json:"cryptokiVersion"`
+}
+
+func (cfg Config) withDefaults() Config {
+	if cfg.Sessions <= 0 {
+		cfg.Sessions = 1
+	}
+	if cfg.Queue <= 0 {
+		cfg.Queue = 1024
+	}
+	if cfg.HandleCache <= 0 {
+		cfg.HandleCache = 1024
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg
+}
