@@ -6,12 +6,9 @@
 package softhsm
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 )
 
@@ -67,20 +64,4 @@ func Open(dir string) (Folder, error) {
 		return Folder{}, fmt.Errorf("writing SoftHSM configuration: %w", err)
 	}
 	return f, nil
-}
-
-// InitToken makes a token. A module that this process has initialised already
-// does not see it before it is initialised again.
-func (f Folder) InitToken(ctx context.Context, label string, soPIN, pin []byte) error {
-	util, err := exec.LookPath("softhsm2-util")
-	if err != nil {
-		return ErrNotInstalled
-	}
-	cmd := exec.CommandContext(ctx, util, "--init-token", "--free", "--label", label, // #nosec G204 -- a fixed program, found on PATH
-		"--so-pin", string(soPIN), "--pin", string(pin))
-	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+f.Conf)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("initialising SoftHSM token %q: %w: %s", label, err, bytes.TrimSpace(out))
-	}
-	return nil
 }
