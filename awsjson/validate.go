@@ -143,7 +143,15 @@ func (c *check) bind(m *model, name string) (err error) {
 // report collects failures.
 type report struct{ failures []string }
 
+// maxFailures bounds the answer to a request made of nothing but mistakes.
+const maxFailures = 100
+
+func (r *report) full() bool { return len(r.failures) >= maxFailures }
+
 func (r *report) add(c *check, path, value, constraint string) {
+	if r.full() {
+		return
+	}
 	shown := "Value '" + printable(value) + "'"
 	if c.shape.Sensitive {
 		shown = "Value"
@@ -228,7 +236,7 @@ func (c *check) list(r *report, prefix, name string, v reflect.Value) {
 	if c.element.trivial {
 		return
 	}
-	for i := range v.Len() {
+	for i := 0; i < v.Len() && !r.full(); i++ {
 		if c.element.plan.kind == kindStructure {
 			c.element.structure(r, prefix+name+"."+strconv.Itoa(i+1)+".member.", v.Index(i))
 		} else if len(c.element.scalar(v.Index(i))) > 0 {
