@@ -6,6 +6,7 @@ go 1.26.0
 // its new name; only the new path keeps a reference count per module.
 
 require (
+	github.com/BurntSushi/toml v1.6.0 // indirect
 	github.com/ThalesGroup/crypto11 v1.5.0 // indirect
 	github.com/alecthomas/kong v1.17.0 // indirect
 	github.com/aws/aws-sdk-go-v2 v1.47.7 // indirect
