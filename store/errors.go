@@ -3,6 +3,10 @@ package store
 import (
 	"errors"
 	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 var (
@@ -28,6 +32,15 @@ var (
 	// ErrHostTaken says that another live process writes audit records under
 	// the same host name.
 	ErrHostTaken = errors.New("another live process writes audit records as this host")
+	// ErrUnavailable says that Postgres was not reached, or went away.
+	ErrUnavailable = errors.New("Postgres is not available")
+	// ErrInDoubt says that the connection was lost while the transaction was
+	// being committed: it may have happened. It comes with ErrUnavailable.
+	ErrInDoubt = errors.New("outcome of the commit is unknown")
+	// ErrAuditTaken says that the sequence numbers of a batch of audit records
+	// exist already: an earlier commit in doubt did happen, or another process
+	// writes as this host.
+	ErrAuditTaken = errors.New("audit sequence numbers are taken")
 )
 
 // ErrTampered says that a sealed row, or one that must exist, is not as Trent
@@ -65,4 +78,64 @@ type ErrSetting struct {
 
 func (e *ErrSetting) Error() string {
 	return fmt.Sprintf("Postgres runs with %s=%s: %s", e.Setting, e.Value, e.Next)
+}
+
+// nextSteps says what an operator can do about errors that are not ours.
+// Keys are SQLSTATE codes (Postgres manual, appendix A).
+var nextSteps = map[string]string{
+	"53100": "the disk of Postgres is full: free space there; Trent goes on by itself",
+	"53200": "Postgres is out of memory: give it more, or lower its work_mem and max_connections",
+	"53300": "Postgres has no connection left: raise its max_connections, or lower Trent's",
+	"25006": "Postgres is read-only: point the database URL at the primary",
+	"28P01": "the password is wrong: correct the database URL",
+	"28000": "Postgres refuses this role: check pg_hba.conf and the database URL",
+	"3D000": "the database does not exist: create it (CREATE DATABASE … ENCODING 'UTF8')",
+	"42501": "the role lacks a right: make it the owner of the database",
+	"42P01": "a table is missing: run `trent init`",
+}
+
+// fault sorts an error of pgx into this package's own, keeping its text.
+func fault(err error) error {
+	var pg *pgconn.PgError
+	var quota *ErrQuota
+	switch {
+	case err == nil, errors.Is(err, ErrConflict), errors.As(err, &quota):
+		return err
+	case errors.Is(err, pgx.ErrNoRows):
+		return ErrNotFound
+	case errors.As(err, &pg):
+		return sqlFault(err, pg)
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+func sqlFault(err error, pg *pgconn.PgError) error {
+	if next, ok := nextSteps[pg.Code]; ok {
+		return fmt.Errorf("%s: %w", next, err)
+	}
+	switch {
+	case pg.Code == "23505" && pg.TableName == "audit_batches":
+		return fmt.Errorf("%w: %w", ErrAuditTaken, err)
+	case pg.Code == "23505":
+		return fmt.Errorf("%w: %w", ErrExists, err)
+	case pg.Code == "23503", // the key that an alias or backing key names has gone
+		pg.Code == "55P03",               // lock not available in time
+		strings.HasPrefix(pg.Code, "40"): // serialisation failure, deadlock
+		return fmt.Errorf("%w: %w", ErrConflict, err)
+	case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "57P"): // server going away
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case pg.Code == "22021", pg.Code == "22P05":
+		return fmt.Errorf("%w: %w", ErrUnstorable, err)
+	}
+	return err
+}
+
+// commitFault is fault for the statement that commits: unless the server has
+// answered with a refusal, or was never asked, the outcome is open.
+func commitFault(err error) error {
+	sorted := fault(err)
+	if errors.Is(sorted, ErrUnavailable) && !pgconn.SafeToRetry(err) {
+		return fmt.Errorf("%w: %w", ErrInDoubt, sorted)
+	}
+	return sorted
 }

@@ -1,0 +1,101 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Kinds of what changes.
+const (
+	KindKey       = "key" // with its backing keys
+	KindAlias     = "alias"
+	KindPrincipal = "principal"
+	KindAccessKey = "access_key"
+)
+
+// Changed names something that a change has written or removed.
+type Changed struct {
+	Seq             int64
+	Account, Region string
+	Kind            string
+	ID              string
+}
+
+// most is how many changes ChangesSince returns before it gives up.
+const most = 10_000
+
+// queueSequence takes the next number and notes what has changed under it.
+// Nothing but the audit record may follow before COMMIT.
+func queueSequence(batch *pgx.Batch, changed []Changed) {
+	var accounts, regions, kinds, ids []string
+	seen := map[Changed]bool{}
+	for _, c := range changed {
+		if seen[c] {
+			continue
+		}
+		seen[c] = true
+		accounts, regions = append(accounts, c.Account), append(regions, c.Region)
+		kinds, ids = append(kinds, c.Kind), append(ids, c.ID)
+	}
+	batch.Queue(`
+		WITH next AS (UPDATE change_sequence SET seq = seq + 1 RETURNING seq),
+		noted AS (
+			INSERT INTO changes (seq, account, region, kind, id)
+			SELECT next.seq, c.* FROM next, unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS c)
+		SELECT seq FROM next`, accounts, regions, kinds, ids)
+}
+
+// ChangeSequence returns the number of the newest change. A cache filled after
+// reading it is good until it moves (in either direction: a restored database
+// goes back).
+func (db *DB) ChangeSequence(ctx context.Context) (int64, error) {
+	var seq int64
+	err := db.pool.QueryRow(ctx, "SELECT seq FROM change_sequence").Scan(&seq)
+	if err != nil {
+		return 0, fmt.Errorf("reading the change sequence: %w", fault(err))
+	}
+	return seq, nil
+}
+
+// ChangesSince returns what has changed after seq, and the number of the newest
+// change. complete is false when some of it has been pruned, is too much, or
+// seq lies ahead of the database: drop all caches then.
+func (db *DB) ChangesSince(ctx context.Context, seq int64) (changes []Changed, head int64, complete bool, err error) {
+	// One statement, hence one snapshot: head belongs to the changes.
+	rows, _ := db.pool.Query(ctx, `
+		SELECT s.seq, s.pruned_to, coalesce(c.seq, 0), coalesce(c.account, ''),
+			coalesce(c.region, ''), coalesce(c.kind, ''), coalesce(c.id, '')
+		FROM change_sequence s LEFT JOIN changes c ON c.seq > $1
+		ORDER BY c.seq LIMIT $2`, seq, most+1)
+	var prunedTo int64
+	var c Changed
+	_, err = pgx.ForEachRow(rows, []any{&head, &prunedTo, &c.Seq, &c.Account, &c.Region, &c.Kind, &c.ID}, func() error {
+		if c.Seq != 0 {
+			changes = append(changes, c)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, 0, false, fmt.Errorf("reading changes: %w", fault(err))
+	}
+	if seq < prunedTo || seq > head || len(changes) > most {
+		return nil, head, false, nil
+	}
+	return slices.Clip(changes), head, true, nil
+}
+
+// PruneChanges forgets all changes but those of the newest keep numbers.
+func (db *DB) PruneChanges(ctx context.Context, keep int64) error {
+	// The mark moves in the same statement: a reader sees both or neither.
+	_, err := db.pool.Exec(ctx, `
+		WITH mark AS (
+			UPDATE change_sequence SET pruned_to = greatest(pruned_to, seq - $1) RETURNING pruned_to)
+		DELETE FROM changes USING mark WHERE changes.seq <= mark.pruned_to`, keep)
+	if err != nil {
+		return fmt.Errorf("pruning changes: %w", fault(err))
+	}
+	return nil
+}

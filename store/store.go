@@ -1,0 +1,148 @@
+// Package store keeps keys, principals, aliases and the audit log in Postgres.
+// Postgres is untrusted: every row that grants power or names key material is
+// sealed with a MAC made in the HSM over its whole meaning and checked on
+// load. A mutation and its audit record share one transaction.
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
+
+// Config says which database to use.
+type Config struct {
+	// URL is a Postgres connection URL or key=value string. Its password is
+	// never logged.
+	URL string
+	// MaxConns bounds the pool. 0 = 16; at least 4 are used.
+	MaxConns int32
+	// Logger receives tampering and migrations. nil = slog.Default().
+	Logger *slog.Logger
+	// Metrics is where the trent_store_ metrics are registered. nil = nowhere.
+	Metrics prometheus.Registerer
+}
+
+// DB is a pool of connections, and the MAC key that seals its rows.
+type DB struct {
+	pool     *pgxpool.Pool
+	log      *slog.Logger
+	sealing  atomic.Pointer[sealing] // nil until SetSealer
+	tampered *prometheus.CounterVec
+}
+
+// Open connects, and refuses a server that does not keep what it confirms.
+// The schema is not looked at: see Migrate and CheckSchema.
+func Open(ctx context.Context, c Config) (*DB, error) {
+	cfg, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		return nil, fmt.Errorf("reading the database URL (expected postgres://user@host/database): %w", err)
+	}
+	cfg.MaxConns = 16
+	if c.MaxConns > 0 {
+		cfg.MaxConns = max(c.MaxConns, 4)
+	}
+	bound(cfg.ConnConfig)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("making the connection pool: %w", err)
+	}
+	db := &DB{pool: pool, log: c.Logger}
+	if db.log == nil {
+		db.log = slog.Default()
+	}
+	if err := db.CheckDurable(ctx); err != nil {
+		pool.Close()
+		return nil, err
+	}
+	db.measure(c.Metrics)
+	return db, nil
+}
+
+// bound keeps one hung process from holding up all others: a change locks the
+// change sequence until it is committed.
+func bound(c *pgx.ConnConfig) {
+	c.ConnectTimeout = min(c.ConnectTimeout, 10*time.Second)
+	if c.ConnectTimeout == 0 {
+		c.ConnectTimeout = 10 * time.Second
+	}
+	for setting, value := range map[string]string{
+		"application_name":                    "trent",
+		"lock_timeout":                        "5s",
+		"idle_in_transaction_session_timeout": "10s",
+	} {
+		if _, set := c.RuntimeParams[setting]; !set {
+			c.RuntimeParams[setting] = value
+		}
+	}
+}
+
+// demands lists the settings without which Postgres confirms what it may lose
+// or garble. SHOW reports them as they hold for our role.
+var demands = []struct {
+	setting string
+	refused string
+	next    string
+}{
+	{"fsync", "off", "a power cut would lose audited operations; set fsync=on in postgresql.conf and restart Postgres"},
+	{"full_page_writes", "off", "a power cut could tear pages; set full_page_writes=on in postgresql.conf and reload Postgres"},
+	{"synchronous_commit", "off", "commits would be confirmed before they are on disk; undo it with ALTER ROLE … RESET synchronous_commit " +
+		"(or in ALTER DATABASE, the connection URL or postgresql.conf)"},
+	{"server_encoding", "SQL_ASCII", "texts could not be kept faithfully; create the database with ENCODING 'UTF8' TEMPLATE template0"},
+}
+
+// CheckDurable refuses, with an *ErrSetting, a server that would lose what it
+// has confirmed.
+func (db *DB) CheckDurable(ctx context.Context) error {
+	for _, d := range demands {
+		var value string
+		err := db.pool.QueryRow(ctx, "SELECT current_setting($1)", d.setting).Scan(&value)
+		if err != nil {
+			return fmt.Errorf("asking Postgres for %s (is it running, and is the database URL right?): %w", d.setting, fault(err))
+		}
+		if value == d.refused {
+			return &ErrSetting{Setting: d.setting, Value: value, Next: d.next}
+		}
+	}
+	return nil
+}
+
+func (db *DB) measure(r prometheus.Registerer) {
+	factory := promauto.With(r)
+	db.tampered = factory.NewCounterVec(prometheus.CounterOpts{
+		Name: "trent_store_tampered_rows_total",
+		Help: "Rows refused because their MAC did not hold.",
+	}, []string{"table"})
+	for name, read := range map[string]func(*pgxpool.Stat) int32{
+		"total": (*pgxpool.Stat).TotalConns,
+		"used":  (*pgxpool.Stat).AcquiredConns,
+		"most":  (*pgxpool.Stat).MaxConns,
+	} {
+		factory.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "trent_store_connections",
+			Help:        "Connections to Postgres: open, in use, and the most allowed.",
+			ConstLabels: prometheus.Labels{"count": name},
+		}, func() float64 { return float64(read(db.pool.Stat())) })
+	}
+}
+
+// Close ends all connections.
+func (db *DB) Close() { db.pool.Close() }
+
+// Pool gives the job library its connections.
+func (db *DB) Pool() *pgxpool.Pool { return db.pool }
+
+// Ping does one round trip.
+func (db *DB) Ping(ctx context.Context) error {
+	if err := db.pool.Ping(ctx); err != nil {
+		return fmt.Errorf("reaching Postgres: %w", fault(err))
+	}
+	return nil
+}
