@@ -76,7 +76,17 @@ rm -rf "$1"`
 	if err := reaper.Start(); err != nil {
 		return "", fmt.Errorf("starting reaper: %w", err)
 	}
+	reapers.Lock()
+	defer reapers.Unlock()
+	reapers.running = append(reapers.running, reaper)
 	return dir, nil
+}
+
+// reapers holds on to the pipes: one that is garbage collected is closed, and
+// the server would be ended under the tests.
+var reapers struct {
+	sync.Mutex
+	running []*exec.Cmd
 }
 
 // Token is an initialised, empty SoftHSM token.
