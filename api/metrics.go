@@ -1,0 +1,100 @@
+package api
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/kms"
+)
+
+// route is an operation with its metrics, looked up once per request.
+type route struct {
+	operation operation
+	succeeded prometheus.Counter
+	seconds   prometheus.Observer
+	failed    *prometheus.CounterVec // curried with the operation
+}
+
+func (r *route) observe(code string, started time.Time) {
+	r.seconds.Observe(time.Since(started).Seconds())
+	if code == "" {
+		r.succeeded.Inc()
+		return
+	}
+	r.failed.WithLabelValues(code).Inc()
+}
+
+// strangers counts requests that fail authentication and logs some of them:
+// they are not in the audit log, so that a stranger cannot force writes.
+type strangers struct {
+	log     *slog.Logger
+	limit   *rate.Limiter
+	refusal *prometheus.CounterVec
+}
+
+func (s *strangers) refused(r *http.Request, err error) {
+	code := kms.APIError(err).ErrorCode()
+	s.refusal.WithLabelValues(code).Inc()
+	if s.limit.Allow() {
+		s.log.Warn("authentication refused", "code", code, "source", r.RemoteAddr, "target", r.Header.Get("X-Amz-Target"))
+	}
+}
+
+func newRoutes(cfg Config) (table map[string]*route, unknown *route, strange *strangers, err error) {
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "trent_api_requests_total",
+		Help: "Requests answered, by operation and error code (empty: success).",
+	}, []string{"operation", "code"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "trent_api_request_seconds",
+		Help:    "Time from the request's header to its answer, by operation.",
+		Buckets: prometheus.ExponentialBuckets(0.0001, 2.5, 12),
+	}, []string{"operation"})
+	strange = &strangers{
+		log:   cfg.Logger,
+		limit: rate.NewLimiter(1, 10),
+		refusal: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "trent_api_authentication_failures_total",
+			Help: "Requests refused before they were anybody's, by error code.",
+		}, []string{"code"}),
+	}
+	if cfg.Metrics != nil {
+		for _, c := range []prometheus.Collector{requests, seconds, strange.refusal} {
+			if err := cfg.Metrics.Register(c); err != nil {
+				return nil, nil, nil, err
+			}
+		}
+	}
+	newRoute := func(op operation) *route {
+		return &route{
+			operation: op,
+			succeeded: requests.WithLabelValues(op.name, ""),
+			seconds:   seconds.WithLabelValues(op.name),
+			failed:    requests.MustCurryWith(prometheus.Labels{"operation": op.name}),
+		}
+	}
+	table = make(map[string]*route, len(operations))
+	for _, op := range operations {
+		table[op.name] = newRoute(op)
+	}
+	return table, newRoute(operation{name: "unknown"}), strange, nil
+}
+
+// tlsDetails is CloudTrail's tlsDetails of a request, nil without TLS.
+func tlsDetails(r *http.Request) *audit.TLSDetails {
+	if r.TLS == nil {
+		return nil
+	}
+	return &audit.TLSDetails{
+		TLSVersion:               tls.VersionName(r.TLS.Version),
+		CipherSuite:              tls.CipherSuiteName(r.TLS.CipherSuite),
+		ClientProvidedHostHeader: r.Host,
+		KeyExchange:              r.TLS.CurveID.String(),
+	}
+}

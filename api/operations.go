@@ -1,0 +1,131 @@
+package api
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/trent-kms/trent/awsjson"
+	"github.com/trent-kms/trent/kms"
+)
+
+// operation is one of AWS KMS's 56.
+type operation struct {
+	name string
+
+	// serve decodes and validates the body, runs the operation, and returns
+	// the body of the answer. Whatever it returns is then recorded.
+	serve func(ctx context.Context, s *kms.Service, call *kms.Call, body []byte) ([]byte, error)
+
+	built bool
+}
+
+// operations lists all operations of the service model. Beside each that is
+// built stand the members of its request that the audit record shows, as
+// CloudTrail does.
+var operations = []operation{
+	op("CancelKeyDeletion", (*kms.Service).CancelKeyDeletion, "KeyId"),
+	notBuilt("ConnectCustomKeyStore"),
+	op("CreateAlias", (*kms.Service).CreateAlias, "AliasName", "TargetKeyId"),
+	notBuilt("CreateCustomKeyStore"),
+	notBuilt("CreateGrant"),
+	op("CreateKey", (*kms.Service).CreateKey, "Description", "Origin", "BypassPolicyLockoutSafetyCheck", "CustomerMasterKeySpec", "KeySpec", "KeyUsage", "Policy", "Tags", "MultiRegion", "CustomKeyStoreId", "XksKeyId"),
+	notBuilt("Decapsulate"),
+	op("Decrypt", (*kms.Service).Decrypt, "KeyId", "EncryptionAlgorithm", "EncryptionContext"),
+	op("DeleteAlias", (*kms.Service).DeleteAlias, "AliasName"),
+	notBuilt("DeleteCustomKeyStore"),
+	notBuilt("DeleteImportedKeyMaterial"),
+	notBuilt("DeriveSharedSecret"),
+	notBuilt("DescribeCustomKeyStores"),
+	op("DescribeKey", (*kms.Service).DescribeKey, "KeyId"),
+	op("DisableKey", (*kms.Service).DisableKey, "KeyId"),
+	notBuilt("DisableKeyRotation"),
+	notBuilt("DisconnectCustomKeyStore"),
+	op("EnableKey", (*kms.Service).EnableKey, "KeyId"),
+	notBuilt("EnableKeyRotation"),
+	notBuilt("Encapsulate"),
+	op("Encrypt", (*kms.Service).Encrypt, "KeyId", "EncryptionAlgorithm", "EncryptionContext"),
+	op("GenerateDataKey", (*kms.Service).GenerateDataKey, "KeyId", "KeySpec", "NumberOfBytes", "EncryptionContext"),
+	notBuilt("GenerateDataKeyPair"),
+	notBuilt("GenerateDataKeyPairWithoutPlaintext"),
+	op("GenerateDataKeyWithoutPlaintext", (*kms.Service).GenerateDataKeyWithoutPlaintext, "KeyId", "KeySpec", "NumberOfBytes", "EncryptionContext"),
+	notBuilt("GenerateMac"),
+	op("GenerateRandom", (*kms.Service).GenerateRandom),
+	notBuilt("GetKeyLastUsage"),
+	op("GetKeyPolicy", (*kms.Service).GetKeyPolicy, "KeyId", "PolicyName"),
+	notBuilt("GetKeyRotationStatus"),
+	notBuilt("GetParametersForImport"),
+	notBuilt("GetPublicKey"),
+	notBuilt("ImportKeyMaterial"),
+	op("ListAliases", (*kms.Service).ListAliases, "KeyId", "Limit", "Marker"),
+	notBuilt("ListGrants"),
+	op("ListKeyPolicies", (*kms.Service).ListKeyPolicies, "KeyId", "Limit", "Marker"),
+	notBuilt("ListKeyRotations"),
+	op("ListKeys", (*kms.Service).ListKeys, "Limit", "Marker"),
+	op("ListResourceTags", (*kms.Service).ListResourceTags, "KeyId", "Limit", "Marker"),
+	notBuilt("ListRetirableGrants"),
+	op("PutKeyPolicy", (*kms.Service).PutKeyPolicy, "KeyId", "PolicyName", "Policy", "BypassPolicyLockoutSafetyCheck"),
+	op("ReEncrypt", (*kms.Service).ReEncrypt, "SourceKeyId", "SourceEncryptionAlgorithm", "SourceEncryptionContext", "DestinationKeyId", "DestinationEncryptionAlgorithm", "DestinationEncryptionContext"),
+	notBuilt("ReplicateKey"),
+	notBuilt("RetireGrant"),
+	notBuilt("RevokeGrant"),
+	notBuilt("RotateKeyOnDemand"),
+	op("ScheduleKeyDeletion", (*kms.Service).ScheduleKeyDeletion, "KeyId", "PendingWindowInDays"),
+	notBuilt("Sign"),
+	op("TagResource", (*kms.Service).TagResource, "KeyId", "Tags"),
+	op("UntagResource", (*kms.Service).UntagResource, "KeyId", "TagKeys"),
+	op("UpdateAlias", (*kms.Service).UpdateAlias, "AliasName", "TargetKeyId"),
+	notBuilt("UpdateCustomKeyStore"),
+	op("UpdateKeyDescription", (*kms.Service).UpdateKeyDescription, "KeyId", "Description"),
+	notBuilt("UpdatePrimaryRegion"),
+	notBuilt("Verify"),
+	notBuilt("VerifyMac"),
+}
+
+// op makes the table's line of an operation that is built.
+func op[In, Out any](name string, run func(*kms.Service, context.Context, *kms.Call, *In) (*Out, error), recorded ...string) operation {
+	model, _ := awsjson.Operation(name)
+	return operation{name: name, built: true, serve: func(ctx context.Context, s *kms.Service, call *kms.Call, body []byte) ([]byte, error) {
+		in := new(In)
+		if err := awsjson.Decode(body, in); err != nil {
+			return nil, err
+		}
+		call.Input, call.Recorded = in, recorded
+		if err := awsjson.Validate(name, in); err != nil {
+			return nil, err
+		}
+		out, err := run(s, ctx, call, in)
+		if err != nil || !model.HasOutput {
+			return nil, err
+		}
+		defer wipe(out)
+		answer, err := awsjson.Encode(out)
+		if err != nil {
+			return nil, fmt.Errorf("encoding the answer of %s: %w", name, err)
+		}
+		return answer, nil
+	}}
+}
+
+// wipe clears what an answer holds in the clear, once it is encoded.
+func wipe(out any) {
+	switch out := out.(type) {
+	case *awskms.DecryptOutput:
+		clear(out.Plaintext)
+	case *awskms.GenerateDataKeyOutput:
+		clear(out.Plaintext)
+	case *awskms.GenerateRandomOutput:
+		clear(out.Plaintext)
+	}
+}
+
+// notBuilt makes the line of an operation that is not built yet. It is
+// authenticated and recorded like any other.
+func notBuilt(name string) operation {
+	return operation{name: name, serve: func(context.Context, *kms.Service, *kms.Call, []byte) ([]byte, error) {
+		return nil, &types.UnsupportedOperationException{Message: aws.String(name + " is not available in this release of Trent.")}
+	}}
+}

@@ -1,0 +1,239 @@
+// Package api is AWS KMS's wire protocol: AWS JSON 1.1 over HTTP, signed with
+// SigV4. A request is authenticated, decoded, validated against the service
+// model, handed to its operation in package kms, and recorded; only then is
+// it answered.
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/aws/smithy-go"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trent-kms/trent/kms"
+	"github.com/trent-kms/trent/sigv4"
+)
+
+const (
+	// maxBody is above the largest request that the service model allows (an
+	// attestation document of 262,144 bytes in base64, with a policy's room).
+	maxBody = 1 << 20
+
+	targetPrefix = "TrentService."
+	contentType  = "application/x-amz-json-1.1"
+)
+
+// Config is what a Server stands on. Service and Regions are required.
+type Config struct {
+	Service *kms.Service
+
+	// Regions are the region names that signatures may be scoped to.
+	Regions []string
+
+	// Timeout bounds the work on one request. Zero means 25 s, below the
+	// read timeout of AWS's clients.
+	Timeout time.Duration
+
+	// Logger receives failures of our own, in full, and, under a rate limit,
+	// refused authentications. Nil means slog.Default.
+	Logger *slog.Logger
+
+	// Metrics is where collectors are registered. Nil means none.
+	Metrics prometheus.Registerer
+}
+
+// Server is the http.Handler of the KMS endpoint.
+type Server struct {
+	service  *kms.Service
+	verifier *sigv4.Verifier
+	table    map[string]*route
+	unknown  *route // for targets that name no operation
+	timeout  time.Duration
+	log      *slog.Logger
+	strange  *strangers
+}
+
+// New returns a Server.
+func New(cfg Config) (*Server, error) {
+	if cfg.Service == nil || len(cfg.Regions) == 0 {
+		return nil, errors.New("api: Service and Regions are required")
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 25 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	table, unknown, strange, err := newRoutes(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("registering request metrics: %w", err)
+	}
+	return &Server{
+		service: cfg.Service,
+		verifier: sigv4.New(sigv4.Config{
+			Service:    "kms",
+			Regions:    cfg.Regions,
+			SigningKey: cfg.Service.SigningKey,
+		}),
+		table:   table,
+		unknown: unknown,
+		timeout: cfg.Timeout,
+		log:     cfg.Logger,
+		strange: strange,
+	}, nil
+}
+
+// ServeHTTP answers one request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	started := time.Now()
+	ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
+	defer cancel()
+	requestID := uuid.NewString()
+	route := s.route(r)
+	body, err := s.serve(ctx, w, r, route, requestID)
+	if err == nil {
+		route.observe("", started)
+		s.write(w, requestID, http.StatusOK, body)
+		clear(body) // may hold plaintext
+		return
+	}
+	code := s.writeError(w, r, requestID, err)
+	route.observe(code, started)
+}
+
+// serve does the work and returns the body of the answer. Panics become
+// errors of ours.
+func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Request, route *route, requestID string) (answer []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			answer, err = nil, fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	if r.Method != http.MethodPost || r.URL.Path != "/" {
+		return nil, &protocolError{http.StatusNotFound, "UnknownOperationException", "AWS KMS answers POST / only."}
+	}
+	if route == s.unknown {
+		return nil, &protocolError{http.StatusBadRequest, "UnknownOperationException", ""}
+	}
+	body, err := readBody(w, r)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(body) // may hold plaintext
+	head := s.service.Head()
+	identity, err := s.verifier.Verify(r, body)
+	if err != nil {
+		s.strange.refused(r, err)
+		return nil, err
+	}
+	call, err := s.service.Begin(ctx, head, identity)
+	if err != nil {
+		return nil, err
+	}
+	describe(call, r, route.operation.name, requestID)
+	return s.perform(ctx, call, route.operation, body)
+}
+
+// perform runs an operation and has it recorded, whatever comes of it.
+func (s *Server) perform(ctx context.Context, call *kms.Call, op operation, body []byte) (answer []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic in %s: %v\n%s", op.name, p, debug.Stack())
+		}
+		if err = s.service.Finish(ctx, call, err); err != nil {
+			clear(answer)
+			answer = nil
+		}
+	}()
+	return op.serve(ctx, s.service, call, body)
+}
+
+// describe fills in what the audit record says of the request.
+func describe(call *kms.Call, r *http.Request, operation, requestID string) {
+	call.Operation = operation
+	call.RequestID = requestID
+	call.UserAgent = r.UserAgent()
+	call.TLS = tlsDetails(r)
+	call.SourceIP = r.RemoteAddr
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		call.SourceIP = host
+	}
+}
+
+func (s *Server) route(r *http.Request) *route {
+	name, found := strings.CutPrefix(r.Header.Get("X-Amz-Target"), targetPrefix)
+	if route := s.table[name]; found && route != nil {
+		return route
+	}
+	return s.unknown
+}
+
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	if r.ContentLength > maxBody {
+		return nil, tooLarge()
+	}
+	if n := r.ContentLength; n >= 0 {
+		body := make([]byte, n)
+		if _, err := io.ReadFull(r.Body, body); err != nil {
+			return nil, &protocolError{http.StatusBadRequest, "SerializationException", "The request body ended early."}
+		}
+		return body, nil
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooBig *http.MaxBytesError
+	if errors.As(err, &tooBig) {
+		return nil, tooLarge()
+	}
+	if err != nil {
+		return nil, &protocolError{http.StatusBadRequest, "SerializationException", "The request body could not be read."}
+	}
+	return body, nil
+}
+
+func tooLarge() error {
+	return &protocolError{http.StatusRequestEntityTooLarge, "RequestEntityTooLargeException", fmt.Sprintf("A request may have %d bytes at most.", maxBody)}
+}
+
+// header values that are the same in every answer; not to be written to.
+var (
+	headerContentType  = []string{contentType}
+	headerCacheControl = []string{"no-cache, no-store, must-revalidate, private"}
+	headerExpires      = []string{"0"}
+	headerPragma       = []string{"no-cache"}
+)
+
+func (s *Server) write(w http.ResponseWriter, requestID string, status int, body []byte) {
+	h := w.Header()
+	h["X-Amzn-Requestid"] = []string{requestID}
+	h["Content-Type"] = headerContentType
+	h["Cache-Control"] = headerCacheControl
+	h["Expires"] = headerExpires
+	h["Pragma"] = headerPragma
+	h["Content-Length"] = []string{strconv.Itoa(len(body))}
+	w.WriteHeader(status)
+	if _, err := w.Write(body); err != nil {
+		s.log.Debug("writing an answer", "error", err)
+	}
+}
+
+// protocolError is a refusal that comes before any operation.
+type protocolError struct {
+	status        int
+	code, message string
+}
+
+func (e *protocolError) Error() string                 { return e.code + ": " + e.message }
+func (e *protocolError) ErrorCode() string             { return e.code }
+func (e *protocolError) ErrorMessage() string          { return e.message }
+func (e *protocolError) ErrorFault() smithy.ErrorFault { return smithy.FaultClient }

@@ -1,0 +1,117 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/trent-kms/trent/store"
+)
+
+const (
+	// maxMessages is how many messages with random 96-bit IVs one backing
+	// key may seal, fleet-wide (SP 800-38D §8.3).
+	maxMessages = int64(1) << 32
+
+	// budgetBlock is how many of them a host reserves at a time. What a crash
+	// leaves of a block counts as spent: 2^16 crashes use a key up.
+	budgetBlock = int64(1) << 16
+)
+
+// budgets spends from the blocks of encryptions that this host has reserved
+// in the database, where each is committed before its first use.
+type budgets struct {
+	db  *store.DB
+	log *slog.Logger
+
+	blocks sync.Map // [16]byte HBK id → *block
+}
+
+type block struct {
+	mu sync.Mutex
+	// left and next are the messages left of the block in use and of the one
+	// reserved ahead of need. Guarded by mu.
+	left, next int64
+	// filling is closed when the reservation under way ends; nil when none is.
+	filling chan struct{}
+	err     error // of the last reservation
+}
+
+func newBudgets(db *store.DB, log *slog.Logger) *budgets { return &budgets{db: db, log: log} }
+
+// spend takes one message from the budget of k's backing key. It waits for
+// the database only when the block in use has run out before the next one was
+// reserved.
+func (b *budgets) spend(ctx context.Context, k *key) error {
+	entry, found := b.blocks.Load(k.backing.ID)
+	if !found {
+		entry, _ = b.blocks.LoadOrStore(k.backing.ID, &block{})
+	}
+	blk := entry.(*block)
+	for waited := false; ; waited = true {
+		wait, err := b.take(blk, k, waited)
+		if wait == nil {
+			return err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return fromHSM(ctx.Err())
+		}
+	}
+}
+
+// take spends one message, or returns what to wait for. Only who has waited
+// is told why a reservation failed; who comes later tries again.
+func (b *budgets) take(blk *block, k *key, waited bool) (wait <-chan struct{}, err error) {
+	blk.mu.Lock()
+	defer blk.mu.Unlock()
+	if blk.left == 0 {
+		blk.left, blk.next = blk.next, 0
+	}
+	if blk.left > 0 {
+		blk.left--
+		early := blk.left == budgetBlock/2 || blk.left == budgetBlock/8
+		if early && blk.next == 0 && blk.filling == nil {
+			b.fill(blk, k)
+		}
+		return nil, nil
+	}
+	if waited && blk.err != nil {
+		return nil, b.exhausted(k, blk.err)
+	}
+	if blk.filling == nil {
+		b.fill(blk, k)
+	}
+	return blk.filling, nil
+}
+
+func (b *budgets) exhausted(k *key, err error) error {
+	if !errors.Is(err, store.ErrBudgetExhausted) {
+		return fmt.Errorf("reserving encryptions of %s: %w", k.arn, err)
+	}
+	b.log.Error("a backing key has sealed all that it may: create a new key", "key", k.arn, "limit", maxMessages)
+	return invalidState(k.arn, "at its limit of 2^32 encryptions under one backing key (NIST SP 800-38D, 8.3); create a new key")
+}
+
+// fill reserves a block in the background. blk.mu is held.
+func (b *budgets) fill(blk *block, k *key) {
+	done := make(chan struct{})
+	blk.filling = done
+	id := k.backing.ID
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		from, to, err := b.db.ReserveEncryptions(ctx, id, budgetBlock, maxMessages)
+		blk.mu.Lock()
+		defer blk.mu.Unlock()
+		blk.next, blk.err, blk.filling = to-from, err, nil
+		if err != nil {
+			blk.next = 0
+		}
+		close(done)
+	}()
+}

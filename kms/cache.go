@@ -1,0 +1,236 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/maypok86/otter/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/trent-kms/trent/store"
+)
+
+// Entries held of each kind. A key's entry is about 2 KB.
+const cacheEntries = 10_000
+
+// cache holds verified rows, so that a warm call reads nothing from the
+// database. What it holds is never trusted for longer than one call: the
+// audit commit that every call waits for returns the database's change
+// sequence, and a call whose head has moved is authorised again on fresh rows
+// before it is answered (design: I5). Sequences are of the table
+// change_sequence.
+type cache struct {
+	db *store.DB
+
+	// head is the change sequence that the entries reflect.
+	head atomic.Int64
+
+	// mu makes "insert only if head has not moved since the row was read"
+	// and "drop what changed, then move head" exclude each other.
+	mu sync.RWMutex
+
+	keys       *otter.Cache[keyRef, *key]
+	aliases    *otter.Cache[keyRef, store.Alias]
+	backing    *otter.Cache[backingRef, store.BackingKey]
+	accessKeys *otter.Cache[string, *credential]
+
+	flight  singleflight.Group
+	reloads prometheus.Counter
+}
+
+// key is a verified key row with its current backing key.
+type key struct {
+	store.Key
+	arn     string
+	backing store.BackingKey
+}
+
+type backingRef struct {
+	account, region string
+	id              [16]byte
+}
+
+func newCache(db *store.DB, metrics prometheus.Registerer) (*cache, error) {
+	c := &cache{
+		db:         db,
+		keys:       otter.Must(&otter.Options[keyRef, *key]{MaximumSize: cacheEntries}),
+		aliases:    otter.Must(&otter.Options[keyRef, store.Alias]{MaximumSize: cacheEntries}),
+		backing:    otter.Must(&otter.Options[backingRef, store.BackingKey]{MaximumSize: cacheEntries}),
+		accessKeys: otter.Must(&otter.Options[string, *credential]{MaximumSize: cacheEntries}),
+		reloads: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trent_kms_cache_invalidations_total",
+			Help: "Times the change sequence had moved and cached rows were dropped.",
+		}),
+	}
+	if metrics != nil {
+		if err := metrics.Register(c.reloads); err != nil {
+			return nil, fmt.Errorf("registering cache metrics: %w", err)
+		}
+	}
+	return c, nil
+}
+
+// advance makes the cache reflect at least the change sequence seq: it drops
+// the entries that have changed since head.
+func (c *cache) advance(ctx context.Context, seq int64) error {
+	if c.head.Load() >= seq {
+		return nil
+	}
+	if err := c.catchUp(ctx); err != nil {
+		return err
+	}
+	if c.head.Load() < seq {
+		// The flight that was joined had begun before seq was committed.
+		return c.catchUp(ctx)
+	}
+	return nil
+}
+
+// catchUp drops what has changed since head, once for all that ask for it at
+// the same time.
+func (c *cache) catchUp(ctx context.Context) error {
+	done := c.flight.DoChan("advance", func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return nil, c.dropChanged(ctx)
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *cache) dropChanged(ctx context.Context) error {
+	changes, head, complete, err := c.db.ChangesSince(ctx, c.head.Load())
+	if err != nil {
+		return fmt.Errorf("reading what changed: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reloads.Inc()
+	if complete {
+		for _, change := range changes {
+			c.drop(change)
+		}
+	} else {
+		c.keys.InvalidateAll()
+		c.aliases.InvalidateAll()
+		c.backing.InvalidateAll()
+		c.accessKeys.InvalidateAll()
+	}
+	c.head.Store(head) // lower than before when the database was restored
+	return nil
+}
+
+// drop forgets what a change named. A changed principal drops every access
+// key: there are few, and the entries carry their principal.
+func (c *cache) drop(change store.Changed) {
+	switch change.Kind {
+	case store.KindKey:
+		c.keys.Invalidate(keyRef{account: change.Account, region: change.Region, id: change.ID})
+	case store.KindAlias:
+		c.aliases.Invalidate(keyRef{account: change.Account, region: change.Region, alias: change.ID})
+	case store.KindAccessKey:
+		c.accessKeys.Invalidate(change.ID)
+	default:
+		c.accessKeys.InvalidateAll()
+	}
+}
+
+// insert runs put unless the head has moved since before a row was read: then
+// the row may already be out of date, and the next call reads it again.
+func (c *cache) insert(before int64, put func()) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if c.head.Load() == before {
+		put()
+	}
+}
+
+// key returns the verified key row that ref names by key id.
+func (c *cache) key(ctx context.Context, s *Service, ref keyRef) (*key, error) {
+	if k, ok := c.keys.GetIfPresent(ref); ok {
+		return k, nil
+	}
+	before := c.head.Load()
+	row, err := c.db.Key(ctx, ref.account, ref.region, ref.id)
+	if err != nil {
+		return nil, err
+	}
+	backing, err := c.backingKey(ctx, backingRef{ref.account, ref.region, row.CurrentBackingKey})
+	if err != nil {
+		return nil, fmt.Errorf("loading the backing key of %s: %w", ref.id, orphan(err))
+	}
+	if backing.KeyID != row.ID {
+		return nil, fmt.Errorf("backing key %x of key %s belongs to key %s", backing.ID, row.ID, backing.KeyID)
+	}
+	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backing: backing}
+	c.insert(before, func() { c.keys.Set(ref, k) })
+	return k, nil
+}
+
+// orphan keeps "our own row is missing" apart from "the caller named nothing".
+func orphan(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return errors.New("the row is missing from the database")
+	}
+	return err
+}
+
+// backingKey returns a verified backing key. Backing keys never change; they
+// go with their key.
+func (c *cache) backingKey(ctx context.Context, ref backingRef) (store.BackingKey, error) {
+	if b, ok := c.backing.GetIfPresent(ref); ok {
+		return b, nil
+	}
+	before := c.head.Load()
+	b, err := c.db.BackingKey(ctx, ref.account, ref.region, ref.id)
+	if err != nil {
+		return store.BackingKey{}, err
+	}
+	c.insert(before, func() { c.backing.Set(ref, b) })
+	return b, nil
+}
+
+// alias returns the verified alias row that ref names.
+func (c *cache) alias(ctx context.Context, ref keyRef) (store.Alias, error) {
+	if a, ok := c.aliases.GetIfPresent(ref); ok {
+		return a, nil
+	}
+	before := c.head.Load()
+	a, err := c.db.Alias(ctx, ref.account, ref.region, ref.alias)
+	if err != nil {
+		return store.Alias{}, err
+	}
+	c.insert(before, func() { c.aliases.Set(ref, a) })
+	return a, nil
+}
+
+// follow keeps the cache near the head when no call does, so that what is
+// refused without an audit commit (a failed authentication) is not refused on
+// old rows for longer than interval.
+func (c *cache) follow(ctx context.Context, interval time.Duration, report func(error)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		seq, err := c.db.ChangeSequence(ctx)
+		if err == nil && seq != c.head.Load() {
+			err = c.catchUp(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			report(err)
+		}
+	}
+}

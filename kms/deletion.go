@@ -1,0 +1,128 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/store"
+)
+
+// The waiting period before a key is deleted, in days.
+const (
+	minPendingWindow     = 7
+	maxPendingWindow     = 30
+	defaultPendingWindow = 30
+)
+
+// ScheduleKeyDeletion makes a key unusable at once and has it deleted when
+// the waiting period is over.
+func (s *Service) ScheduleKeyDeletion(ctx context.Context, call *Call, in *awskms.ScheduleKeyDeletionInput) (*awskms.ScheduleKeyDeletionOutput, error) {
+	out := &awskms.ScheduleKeyDeletionOutput{}
+	_, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
+		days := int32(defaultPendingWindow)
+		if in.PendingWindowInDays != nil {
+			days = *in.PendingWindowInDays
+		}
+		if days < minPendingWindow || days > maxPendingWindow {
+			return validation("PendingWindowInDays must be between %d and %d.", minPendingWindow, maxPendingWindow)
+		}
+		due := s.now().UTC().Add(time.Duration(days) * 24 * time.Hour)
+		k.State = string(types.KeyStatePendingDeletion)
+		k.DeletionDate = &due
+		k.PendingWindowInDays = days
+		arn := s.keyARN(k.Account, k.Region, k.ID)
+		*out = awskms.ScheduleKeyDeletionOutput{
+			KeyId:               aws.String(arn),
+			DeletionDate:        aws.Time(due),
+			KeyState:            types.KeyStatePendingDeletion,
+			PendingWindowInDays: aws.Int32(days),
+		}
+		// CloudTrail shows dates as text.
+		call.response = fmt.Appendf(nil, `{"keyId":%q,"keyState":%q,"deletionDate":%q,"pendingWindowInDays":%d}`,
+			arn, k.State, due.Format("Jan 2, 2006, 3:04:05 PM"), days)
+		return nil
+	})
+	return out, err
+}
+
+// CancelKeyDeletion takes a scheduled deletion back. The key is then Disabled.
+func (s *Service) CancelKeyDeletion(ctx context.Context, call *Call, in *awskms.CancelKeyDeletionInput) (*awskms.CancelKeyDeletionOutput, error) {
+	k, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
+		if !s.now().Before(*k.DeletionDate) {
+			return notFound("Key '%s' does not exist", s.keyARN(k.Account, k.Region, k.ID))
+		}
+		k.State = string(types.KeyStateDisabled)
+		k.DeletionDate, k.PendingWindowInDays = nil, 0
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &awskms.CancelKeyDeletionOutput{KeyId: aws.String(k.arn)}, nil
+}
+
+// deleteDue deletes the keys whose waiting period is over. Who asks for it is
+// only a hint: what is deleted is decided by the sealed rows and the clock.
+func (s *Service) deleteDue(ctx context.Context) error {
+	const atATime = 100
+	for {
+		due, err := s.db.KeysDueForDeletion(ctx, s.now(), atATime)
+		if err != nil {
+			return fmt.Errorf("looking for keys to delete: %w", err)
+		}
+		progress := false
+		var failures []error
+		for _, ref := range due {
+			switch err := s.deleteKey(ctx, ref); {
+			case err == nil:
+				progress = true
+			case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrConflict):
+				// Another host deleted it, or it was cancelled meanwhile.
+			default:
+				failures = append(failures, fmt.Errorf("deleting key %s: %w", ref.ID, err))
+			}
+		}
+		if len(failures) > 0 || len(due) < atATime || !progress {
+			return errors.Join(failures...)
+		}
+	}
+}
+
+func (s *Service) deleteKey(ctx context.Context, ref store.KeyRef) error {
+	k, err := s.db.Key(ctx, ref.Account, ref.Region, ref.ID)
+	if err != nil {
+		return err
+	}
+	if k.State != string(types.KeyStatePendingDeletion) || k.DeletionDate == nil || s.now().Before(*k.DeletionDate) {
+		return nil
+	}
+	arn := s.keyARN(k.Account, k.Region, k.ID)
+	change := s.db.NewChange()
+	if err := change.DeleteKey(ctx, k); err != nil {
+		return fmt.Errorf("sealing: %w", err)
+	}
+	_, err = s.audit.Commit(ctx, &audit.Record{
+		UserIdentity:        audit.UserIdentity{AccountID: k.Account, InvokedBy: "AWS Internal"},
+		EventTime:           s.now().UTC(),
+		EventName:           "DeleteKey",
+		EventType:           "AwsServiceEvent",
+		AWSRegion:           k.Region,
+		SourceIPAddress:     "AWS Internal",
+		UserAgent:           "AWS Internal",
+		ServiceEventDetails: appendStringMember(nil, "keyId", k.ID),
+		Resources:           []audit.Resource{{AccountID: k.Account, ARN: arn}},
+		RecipientAccountID:  k.Account,
+	}, change)
+	if err != nil {
+		return err
+	}
+	s.log.Info("deleted key", "key", arn, "due", k.DeletionDate)
+	return nil
+}

@@ -1,0 +1,249 @@
+package kms
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// ErrAlreadyInitialised says that the database holds an active deployment.
+var ErrAlreadyInitialised = errors.New("this database already holds an initialised deployment; there is nothing to do")
+
+// InitConfig is what a first set-up needs. All fields are required.
+type InitConfig struct {
+	Token *hsm.Token
+	DB    *store.DB // migrated
+
+	// Account is the 12-digit account id, Partition the ARN partition.
+	Account   string
+	Partition string
+
+	// Admin is the user name of the first administrator.
+	Admin string
+
+	// Host is the name under which audit records are written.
+	Host string
+
+	// Show gives the administrator's access key to the person who runs this.
+	// The secret exists nowhere else in the clear; it is wiped afterwards.
+	Show func(accessKeyID string, secret []byte) error
+
+	// Progress is told each step, as a sentence without its full stop.
+	Progress func(step string)
+}
+
+// Initialise makes a deployment on an empty token and an empty database: the
+// domain in the HSM, and the first administrator. Token and database cannot
+// commit together, so every step finds what an interrupted run has left and
+// goes on from there; only the last one makes the deployment active. It
+// refuses a token or a database that is in use by another deployment.
+func Initialise(ctx context.Context, cfg InitConfig) error {
+	d, err := findDeployment(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	cfg.Progress("making the domain keys and the MAC key in the HSM")
+	if err := cfg.Token.CreateDomain(ctx, d.ID); err != nil {
+		return fmt.Errorf("making the domain: %w", err)
+	}
+	failpoint.Hit("init.domain")
+	domain, err := cfg.Token.OpenDomain(ctx, d.ID)
+	if err != nil {
+		return fmt.Errorf("opening the domain: %w", err)
+	}
+	cfg.DB.SetSealer(d.ID, domain)
+	writer, err := audit.Open(ctx, audit.Config{DB: cfg.DB, Sealer: domain, Host: cfg.Host})
+	if err != nil {
+		return fmt.Errorf("opening the audit log: %w", err)
+	}
+	setup := setup{cfg: cfg, deployment: d, domain: domain, audit: writer}
+	err = setup.administrator(ctx)
+	if closeErr := writer.Close(ctx); err == nil && closeErr != nil {
+		return fmt.Errorf("closing the audit log: %w", closeErr)
+	}
+	return err
+}
+
+// findDeployment returns the deployment to go on with.
+func findDeployment(ctx context.Context, cfg InitConfig) (store.Deployment, error) {
+	onToken, err := cfg.Token.Domains(ctx)
+	if err != nil {
+		return store.Deployment{}, fmt.Errorf("looking at the token: %w", err)
+	}
+	d, err := cfg.DB.Deployment(ctx)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		if len(onToken) > 0 {
+			return d, fmt.Errorf("the token holds the domain of deployment %s, which this database does not know: "+
+				"restore that deployment's database, or use an empty token", uuid.UUID(onToken[0]))
+		}
+		d = store.Deployment{ID: uuid.New(), Account: cfg.Account, Partition: cfg.Partition, State: store.StateInitialising, Created: time.Now().UTC()}
+		cfg.Progress("recording deployment " + uuid.UUID(d.ID).String())
+		if err := cfg.DB.InsertDeployment(ctx, d); err != nil {
+			return d, fmt.Errorf("recording the deployment: %w", err)
+		}
+		failpoint.Hit("init.deployment")
+		return d, nil
+	case err != nil:
+		return d, fmt.Errorf("looking for a deployment: %w", err)
+	case d.State == store.StateActive:
+		return d, ErrAlreadyInitialised
+	case d.Account != cfg.Account || d.Partition != cfg.Partition:
+		return d, fmt.Errorf("an interrupted init was for account %s in partition %s: run it again with those, or drop the database", d.Account, d.Partition)
+	}
+	if i := slices.IndexFunc(onToken, func(id hsm.DomainID) bool { return id != d.ID }); i >= 0 {
+		return d, fmt.Errorf("the token also holds the domain of deployment %s: use an empty token", uuid.UUID(onToken[i]))
+	}
+	cfg.Progress("going on with the interrupted set-up of deployment " + uuid.UUID(d.ID).String())
+	return d, nil
+}
+
+// setup is the part of Initialise that has a domain.
+type setup struct {
+	cfg        InitConfig
+	deployment store.Deployment
+	domain     *hsm.Domain
+	audit      *audit.Writer
+}
+
+// administrator makes the first administrator, shows the secret, and only
+// then makes the deployment active: until somebody has seen the secret, the
+// next run makes another one.
+func (s *setup) administrator(ctx context.Context) error {
+	s.cfg.Progress("making the first administrator, " + s.cfg.Admin)
+	id, secret, err := s.replaceAdministrator(ctx)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	failpoint.Hit("init.administrator")
+	if err := s.cfg.Show(id, secret); err != nil {
+		return fmt.Errorf("showing the administrator's secret: %w", err)
+	}
+	failpoint.Hit("init.shown")
+	s.deployment.State = store.StateActive
+	change := s.cfg.DB.NewChange()
+	if err := change.UpdateDeployment(ctx, s.deployment); err != nil {
+		return fmt.Errorf("sealing the deployment: %w", err)
+	}
+	if _, err := s.audit.Commit(ctx, s.record("ActivateDeployment", ""), change); err != nil {
+		return fmt.Errorf("activating the deployment: %w", err)
+	}
+	failpoint.Hit("init.active")
+	s.cfg.Progress("deployment is active")
+	return nil
+}
+
+// replaceAdministrator commits the administrator and a new access key, and
+// deletes the access keys that interrupted runs have made.
+func (s *setup) replaceAdministrator(ctx context.Context) (accessKeyID string, secret []byte, err error) {
+	account := s.deployment.Account
+	change := s.cfg.DB.NewChange()
+	admin, err := s.oldAdministrator(ctx, change)
+	if err != nil {
+		return "", nil, err
+	}
+	if admin.ID == "" {
+		admin = store.Principal{
+			ID: awsID("AIDA"), Account: account, Name: s.cfg.Admin, Admin: true, Created: time.Now().UTC(),
+			ARN: fmt.Sprintf("arn:%s:iam::%s:user/%s", s.deployment.Partition, account, s.cfg.Admin),
+		}
+		if err := change.InsertPrincipal(ctx, admin); err != nil {
+			return "", nil, fmt.Errorf("sealing the administrator: %w", err)
+		}
+	}
+	secret, ekt, err := newSecret(ctx, s.domain)
+	if err != nil {
+		return "", nil, err
+	}
+	key := store.AccessKey{ID: awsID("AKIA"), Account: account, PrincipalID: admin.ID, Secret: ekt, Status: statusActive, Created: time.Now().UTC()}
+	if err := change.InsertAccessKey(ctx, key); err != nil {
+		return "", nil, fmt.Errorf("sealing the access key: %w", err)
+	}
+	if _, err := s.audit.Commit(ctx, s.record("CreateFirstAdministrator", admin.ARN), change); err != nil {
+		return "", nil, fmt.Errorf("committing the administrator: %w", err)
+	}
+	return key.ID, secret, nil
+}
+
+// oldAdministrator returns the administrator of an interrupted run, if any,
+// and has its access keys deleted by change.
+func (s *setup) oldAdministrator(ctx context.Context, change *store.Change) (store.Principal, error) {
+	principals, err := s.cfg.DB.Principals(ctx, s.deployment.Account)
+	if err != nil {
+		return store.Principal{}, fmt.Errorf("looking for an administrator: %w", err)
+	}
+	for _, p := range principals {
+		if p.Name != s.cfg.Admin {
+			return p, fmt.Errorf("an interrupted init was for the administrator %s: run it again with that name", p.Name)
+		}
+		keys, err := s.cfg.DB.AccessKeys(ctx, p.Account, p.ID)
+		if err != nil {
+			return p, fmt.Errorf("looking for access keys: %w", err)
+		}
+		for _, k := range keys {
+			if err := change.DeleteAccessKey(ctx, k); err != nil {
+				return p, fmt.Errorf("deleting the unseen access key %s: %w", k.ID, err)
+			}
+		}
+		return p, nil
+	}
+	return store.Principal{}, nil
+}
+
+func (s *setup) record(event, arn string) *audit.Record {
+	r := &audit.Record{
+		UserIdentity:       audit.UserIdentity{AccountID: s.deployment.Account, InvokedBy: "trent init"},
+		EventTime:          time.Now().UTC(),
+		EventName:          event,
+		EventType:          "AwsServiceEvent",
+		SourceIPAddress:    "AWS Internal",
+		UserAgent:          "trent init",
+		RecipientAccountID: s.deployment.Account,
+	}
+	if arn != "" {
+		r.ServiceEventDetails = appendStringMember(nil, "principal", arn)
+	}
+	return r
+}
+
+// awsID is one of AWS's unique ids: a prefix and 16 characters of base32, 80
+// random bits.
+func awsID(prefix string) string {
+	random := make([]byte, 10)
+	_, _ = rand.Read(random) // never fails: crypto/rand ends the process first
+	return prefix + base32.StdEncoding.EncodeToString(random)
+}
+
+// secretSize is that of an AWS secret access key before base64: 40 characters.
+const secretSize = 30
+
+// newSecret makes a secret access key from the HSM's random bytes and returns
+// it beside its EKT. SigV4's first HMAC key is "AWS4" and the secret, so that
+// is what the HSM keeps.
+func newSecret(ctx context.Context, domain *hsm.Domain) (secret []byte, ekt hsm.EKT, err error) {
+	random := make([]byte, secretSize)
+	defer clear(random)
+	if err := domain.Random(ctx, random); err != nil {
+		return nil, nil, fmt.Errorf("generating an access key's secret: %w", err)
+	}
+	prefixed := base64.StdEncoding.AppendEncode([]byte("AWS4"), random)
+	defer clear(prefixed)
+	ekt, err = domain.ImportSecret(ctx, prefixed)
+	if err != nil {
+		return nil, nil, fmt.Errorf("wrapping an access key's secret in the HSM: %w", err)
+	}
+	return append([]byte(nil), prefixed[len("AWS4"):]...), ekt, nil
+}

@@ -1,0 +1,93 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+)
+
+const (
+	// followInterval bounds how old the cached rows of an idle host are.
+	followInterval = 500 * time.Millisecond
+
+	// keptChanges is how many change-log entries are kept: a host that falls
+	// further behind drops its caches.
+	keptChanges = 100_000
+)
+
+// sweepArgs is the job that deletes keys whose waiting period is over and
+// prunes the change log. The row in the queue is a hint only: it carries
+// nothing, and running the job at any time, twice or never changes nothing
+// that the sealed rows do not say.
+type sweepArgs struct{}
+
+func (sweepArgs) Kind() string { return "sweep" }
+
+type sweeper struct {
+	river.WorkerDefaults[sweepArgs]
+	service *Service
+}
+
+// Work is called on one host at a time.
+func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
+	if err := w.service.deleteDue(ctx); err != nil {
+		w.service.log.Error("sweeping", "error", err)
+		return err
+	}
+	if err := w.service.db.PruneChanges(ctx, keptChanges); err != nil {
+		return fmt.Errorf("pruning the change log: %w", err)
+	}
+	return nil
+}
+
+// Run does the background work until ctx ends: it follows the change
+// sequence, and sweeps. River elects the one host of all that share the
+// database on which the sweep is started.
+func (s *Service) Run(ctx context.Context) error {
+	workers := river.NewWorkers()
+	river.AddWorker(workers, &sweeper{service: s})
+	client, err := river.NewClient(riverpgxv5.New(s.db.Pool()), &river.Config{
+		Logger:  slog.New(quieter{s.log.Handler()}),
+		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}},
+		Workers: workers,
+		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(
+			river.PeriodicInterval(s.cfg.SweepInterval),
+			func() (river.JobArgs, *river.InsertOpts) {
+				// One at a time; a failed sweep is not worth a retry, the
+				// next one is near.
+				return sweepArgs{}, &river.InsertOpts{MaxAttempts: 1, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
+			},
+			&river.PeriodicJobOpts{RunOnStart: true},
+		)},
+		CompletedJobRetentionPeriod: time.Hour,
+		DiscardedJobRetentionPeriod: 24 * time.Hour,
+	})
+	if err != nil {
+		return fmt.Errorf("making the job client: %w", err)
+	}
+	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("starting background jobs: %w", err)
+	}
+	s.cache.follow(ctx, followInterval, func(err error) {
+		s.log.Warn("following the change sequence", "error", err)
+	})
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if err := client.Stop(stop); err != nil {
+		return fmt.Errorf("stopping background jobs: %w", err)
+	}
+	return nil
+}
+
+// quieter keeps River's routine messages out of the log: only warnings and
+// errors concern an operator.
+type quieter struct{ slog.Handler }
+
+// Enabled lets warnings and errors through.
+func (q quieter) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && q.Handler.Enabled(ctx, level)
+}

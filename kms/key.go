@@ -1,0 +1,260 @@
+package kms
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/google/uuid"
+
+	"github.com/trent-kms/trent/awsjson"
+	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/store"
+)
+
+// CreateKey makes a key with its first backing key in the HSM. The rows are
+// written in one transaction with the audit record, so that a crash leaves a
+// working key or none.
+func (s *Service) CreateKey(ctx context.Context, call *Call, in *awskms.CreateKeyInput) (*awskms.CreateKeyOutput, error) {
+	if err := s.refresh(ctx, call); err != nil {
+		return nil, err
+	}
+	if err := s.authorize(call, "kms:CreateKey"); err != nil {
+		return nil, err
+	}
+	row, err := s.newKey(call, in)
+	if err != nil {
+		return nil, err
+	}
+	backing, err := s.newBackingKey(ctx, row)
+	if err != nil {
+		return nil, err
+	}
+	row.CurrentBackingKey = backing.ID
+	change := s.db.NewChange()
+	if err := change.InsertKey(ctx, row); err != nil {
+		return nil, unstorable(err)
+	}
+	if err := change.InsertBackingKey(ctx, backing); err != nil {
+		return nil, fmt.Errorf("sealing a backing key: %w", err)
+	}
+	failpoint.Hit("createkey.sealed")
+	k := &key{Key: row, arn: s.keyARN(row.Account, row.Region, row.ID), backing: backing}
+	call.touch(k.Account, k.arn)
+	out := &awskms.CreateKeyOutput{KeyMetadata: k.metadata()}
+	call.response = awsjson.AppendMembers(nil, out, []string{"KeyMetadata"})
+	if err := s.commit(ctx, call, change); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// newKey is the row that a CreateKey request asks for.
+func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, error) {
+	if err := checkCreateKey(in); err != nil {
+		return store.Key{}, err
+	}
+	policy, err := s.checkPolicy(call.Principal.Account, in.Policy)
+	if err != nil {
+		return store.Key{}, err
+	}
+	tags, err := mergeTags(nil, in.Tags)
+	if err != nil {
+		return store.Key{}, err
+	}
+	return store.Key{
+		Account:     call.Principal.Account,
+		Region:      call.Region,
+		ID:          uuid.NewString(),
+		State:       string(types.KeyStateEnabled),
+		Spec:        string(types.KeySpecSymmetricDefault),
+		Usage:       string(types.KeyUsageTypeEncryptDecrypt),
+		Origin:      string(types.OriginTypeAwsKms),
+		Description: aws.ToString(in.Description),
+		Policy:      policy,
+		Tags:        tags,
+		Created:     s.now().UTC(),
+	}, nil
+}
+
+// checkCreateKey refuses what AWS refuses, and what is not built yet.
+func checkCreateKey(in *awskms.CreateKeyInput) error {
+	spec := in.KeySpec
+	if in.CustomerMasterKeySpec != "" {
+		if spec != "" && string(spec) != string(in.CustomerMasterKeySpec) {
+			return validation("You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
+		}
+		spec = types.KeySpec(in.CustomerMasterKeySpec)
+	}
+	symmetric := spec == "" || spec == types.KeySpecSymmetricDefault
+	switch {
+	case aws.ToBool(in.MultiRegion):
+		return unsupported("Multi-Region keys are not available yet.")
+	case in.CustomKeyStoreId != nil || in.XksKeyId != nil:
+		return unsupported("Custom key stores are not available yet.")
+	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms:
+		return unsupported("Origin %s is not available yet.", in.Origin)
+	case !symmetric && in.KeyUsage == "":
+		return validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
+	case !symmetric:
+		return unsupported("KeySpec %s is not available yet.", spec)
+	case in.KeyUsage != "" && in.KeyUsage != types.KeyUsageTypeEncryptDecrypt:
+		return validation("KeyUsage %s is not compatible with KeySpec %s", in.KeyUsage, types.KeySpecSymmetricDefault)
+	}
+	return nil
+}
+
+// newBackingKey has the HSM make a backing key for a key.
+func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.BackingKey, error) {
+	ekt, provenance, err := s.domain.GenerateAES(ctx)
+	if err != nil {
+		return store.BackingKey{}, fromHSM(fmt.Errorf("generating a backing key: %w", err))
+	}
+	check, err := s.domain.CheckValue(ctx, ekt)
+	if err != nil {
+		return store.BackingKey{}, fromHSM(fmt.Errorf("computing a check value: %w", err))
+	}
+	made, err := json.Marshal(provenance)
+	if err != nil {
+		return store.BackingKey{}, fmt.Errorf("encoding a backing key's provenance: %w", err)
+	}
+	return store.BackingKey{
+		Account:    k.Account,
+		Region:     k.Region,
+		KeyID:      k.ID,
+		ID:         uuid.New(),
+		EKT:        ekt,
+		MaterialID: materialID(k.ID, check),
+		Provenance: made,
+		Created:    k.Created,
+	}, nil
+}
+
+// materialID is AWS's KeyMaterialId: 64 lower-case hex digits that are the
+// same for the same material under the same key and tell nothing else.
+func materialID(keyID string, checkValue []byte) string {
+	h := sha256.New()
+	h.Write([]byte("trent key material id\x00" + keyID + "\x00"))
+	h.Write(checkValue)
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// unstorable tells the caller when its own text is what cannot be kept.
+func unstorable(err error) error {
+	if errors.Is(err, store.ErrUnstorable) {
+		return validation("Text with NUL characters or invalid UTF-8 cannot be stored.")
+	}
+	return fmt.Errorf("sealing a row: %w", err)
+}
+
+// metadata is AWS's KeyMetadata of a key.
+func (k *key) metadata() *types.KeyMetadata {
+	return &types.KeyMetadata{
+		AWSAccountId:          aws.String(k.Account),
+		KeyId:                 aws.String(k.ID),
+		Arn:                   aws.String(k.arn),
+		CreationDate:          aws.Time(k.Created),
+		Enabled:               k.State == string(types.KeyStateEnabled),
+		Description:           aws.String(k.Description),
+		KeyUsage:              types.KeyUsageType(k.Usage),
+		KeyState:              types.KeyState(k.State),
+		DeletionDate:          k.DeletionDate,
+		Origin:                types.OriginType(k.Origin),
+		KeyManager:            types.KeyManagerTypeCustomer,
+		CustomerMasterKeySpec: types.CustomerMasterKeySpec(k.Spec), //nolint:staticcheck // AWS still sends the deprecated twin
+		KeySpec:               types.KeySpec(k.Spec),
+		EncryptionAlgorithms:  []types.EncryptionAlgorithmSpec{types.EncryptionAlgorithmSpecSymmetricDefault},
+		MultiRegion:           aws.Bool(k.MultiRegion),
+		CurrentKeyMaterialId:  aws.String(k.backing.MaterialID),
+	}
+}
+
+// DescribeKey shows a key's metadata.
+func (s *Service) DescribeKey(ctx context.Context, call *Call, in *awskms.DescribeKeyInput) (*awskms.DescribeKeyOutput, error) {
+	if err := s.refresh(ctx, call); err != nil {
+		return nil, err
+	}
+	k, err := s.authorizeKey(ctx, call, "kms:DescribeKey", *in.KeyId, keyOrAlias)
+	if err != nil {
+		return nil, err
+	}
+	if err := noGrants(in.GrantTokens); err != nil {
+		return nil, err
+	}
+	return &awskms.DescribeKeyOutput{KeyMetadata: k.metadata()}, nil
+}
+
+// UpdateKeyDescription replaces a key's description.
+func (s *Service) UpdateKeyDescription(ctx context.Context, call *Call, in *awskms.UpdateKeyDescriptionInput) (*awskms.UpdateKeyDescriptionOutput, error) {
+	_, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
+		k.Description = *in.Description
+		return nil
+	})
+	return &awskms.UpdateKeyDescriptionOutput{}, err
+}
+
+// ListKeys lists the keys of the caller's account and region, by key id.
+func (s *Service) ListKeys(ctx context.Context, call *Call, in *awskms.ListKeysInput) (*awskms.ListKeysOutput, error) {
+	if err := s.authorize(call, "kms:ListKeys"); err != nil {
+		return nil, err
+	}
+	after, err := parseMarker(in.Marker)
+	if err != nil {
+		return nil, err
+	}
+	limit := pageSize(in.Limit, 100)
+	ids, err := s.db.ListKeys(ctx, call.Principal.Account, call.Region, after, limit+1)
+	if err != nil {
+		return nil, err
+	}
+	ids, next := page(ids, limit, func(id string) string { return id })
+	out := &awskms.ListKeysOutput{Keys: []types.KeyListEntry{}, Truncated: next != nil, NextMarker: next}
+	for _, id := range ids {
+		arn := s.keyARN(call.Principal.Account, call.Region, id)
+		out.Keys = append(out.Keys, types.KeyListEntry{KeyId: aws.String(id), KeyArn: aws.String(arn)})
+	}
+	return out, nil
+}
+
+// Markers are "1:" and the last item shown, in URL-safe base64.
+const markerVersion = "1:"
+
+func parseMarker(marker *string) (after string, err error) {
+	if marker == nil {
+		return "", nil
+	}
+	text, err := base64.RawURLEncoding.DecodeString(*marker)
+	after, found := strings.CutPrefix(string(text), markerVersion)
+	if err != nil || !found || after == "" || !utf8.ValidString(after) || strings.ContainsRune(after, 0) {
+		return "", &types.InvalidMarkerException{Message: aws.String("The marker is not one that an earlier page returned.")}
+	}
+	return after, nil
+}
+
+func pageSize(limit *int32, byDefault int) int {
+	if limit == nil {
+		return byDefault
+	}
+	return int(*limit)
+}
+
+// page cuts one item more than limit off and makes the marker of the next
+// page, nil on the last one.
+func page[T any](items []T, limit int, name func(T) string) ([]T, *string) {
+	if len(items) <= limit {
+		return items, nil
+	}
+	items = slices.Clip(items[:limit])
+	next := base64.RawURLEncoding.EncodeToString([]byte(markerVersion + name(items[limit-1])))
+	return items, &next
+}

@@ -1,0 +1,110 @@
+// Package kms implements the operations of AWS KMS on keys that live in an
+// HSM. Each operation reads the same way: authorize (which resolves the key),
+// check the key's state and usage, make one HSM call, and have the audit
+// record committed before the answer leaves (Call.finish, Service.change).
+//
+// Its vocabulary is the AWS SDK's: inputs, outputs and error types are those
+// of github.com/aws/aws-sdk-go-v2/service/kms.
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// Config is what a Service stands on. All fields but Now, SweepInterval,
+// Logger and Metrics are required.
+type Config struct {
+	Domain *hsm.Domain
+	Token  *hsm.Token
+	DB     *store.DB
+	Audit  *audit.Writer
+
+	// Account is the 12-digit account id, Partition the ARN partition ("aws").
+	Account   string
+	Partition string
+
+	// Regions are the region names served; a request's signature scope says
+	// which one it means.
+	Regions []string
+
+	// Now is the clock of key states (deletion dates, creation dates).
+	// Nil means time.Now.
+	Now func() time.Time
+
+	// SweepInterval is how often due deletions are looked for. Zero means
+	// 10 s.
+	SweepInterval time.Duration
+
+	// Logger receives what operators must see. Nil means slog.Default.
+	Logger *slog.Logger
+
+	// Metrics is where collectors are registered. Nil means none.
+	Metrics prometheus.Registerer
+}
+
+// Service answers KMS operations. It is safe for concurrent use.
+type Service struct {
+	cfg     Config
+	domain  *hsm.Domain
+	db      *store.DB
+	audit   *audit.Writer
+	log     *slog.Logger
+	now     func() time.Time
+	cache   *cache
+	budgets *budgets
+}
+
+// New returns a Service. It starts nothing; see Run.
+func New(cfg Config) (*Service, error) {
+	if cfg.Domain == nil || cfg.Token == nil || cfg.DB == nil || cfg.Audit == nil {
+		return nil, errors.New("kms: Domain, Token, DB and Audit are required")
+	}
+	if len(cfg.Regions) == 0 {
+		return nil, errors.New("kms: at least one region is required")
+	}
+	if cfg.Now == nil {
+		cfg.Now = clock
+	}
+	if cfg.SweepInterval == 0 {
+		cfg.SweepInterval = 10 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	cache, err := newCache(cfg.DB, cfg.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("making caches: %w", err)
+	}
+	return &Service{
+		cfg:     cfg,
+		domain:  cfg.Domain,
+		db:      cfg.DB,
+		audit:   cfg.Audit,
+		log:     cfg.Logger,
+		now:     cfg.Now,
+		cache:   cache,
+		budgets: newBudgets(cfg.DB, cfg.Logger),
+	}, nil
+}
+
+// Ready reports whether the service can do its work: one operation in the HSM
+// and one round trip to the database.
+func (s *Service) Ready(ctx context.Context) error {
+	if err := s.cfg.Token.Ping(ctx); err != nil {
+		return fmt.Errorf("asking the HSM: %w", err)
+	}
+	if err := s.db.Ping(ctx); err != nil {
+		return fmt.Errorf("asking the database: %w", err)
+	}
+	return nil
+}
