@@ -55,6 +55,13 @@ var (
 // this value, so Validate refuses it and no operation ever sees it.
 const explicitEmpty = "\x00"
 
+func enumText(s string) string {
+	if s == explicitEmpty {
+		return ""
+	}
+	return s
+}
+
 // kind is what the wire says about a Go type of the SDK.
 type kind uint8
 

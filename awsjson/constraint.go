@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"unicode/utf8"
 )
 
 // all lists every constraint of a scalar in brackets, which is how AWS
@@ -44,12 +45,25 @@ func (c *check) show(v reflect.Value) string {
 			if i > 0 {
 				b.WriteString(", ")
 			}
-			b.WriteString(printable(v.Index(i).String()))
+			b.WriteString(printable(enumText(v.Index(i).String())))
 		}
 		b.WriteByte(']')
 		return b.String()
 	}
-	return v.String()
+	return enumText(v.String())
+}
+
+// printable cuts a value that goes into an error message.
+func printable(s string) string {
+	const limit = 8192
+	if len(s) <= limit {
+		return s
+	}
+	end := limit
+	for !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return strings.Clone(s[:end]) + "..."
 }
 
 // compilePattern translates a pattern of the model, which is Java's, to RE2. A

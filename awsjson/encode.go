@@ -66,7 +66,9 @@ func present(p *plan, v reflect.Value) (reflect.Value, bool) {
 
 func appendValue(dst []byte, p *plan, v reflect.Value) ([]byte, error) {
 	switch p.kind {
-	case kindString, kindEnum:
+	case kindEnum:
+		return appendString(dst, enumText(v.String()))
+	case kindString:
 		return appendString(dst, v.String())
 	case kindBool:
 		return strconv.AppendBool(dst, v.Bool()), nil
@@ -91,9 +93,6 @@ func appendValue(dst []byte, p *plan, v reflect.Value) ([]byte, error) {
 // appendString takes the short way for the printable ASCII that nearly all
 // strings in KMS are.
 func appendString(dst []byte, s string) ([]byte, error) {
-	if s == explicitEmpty {
-		s = ""
-	}
 	for i := range len(s) {
 		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
 			return jsontext.AppendQuote(dst, s)

@@ -4,9 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 // AppendMembers appends a JSON object of those of the named members (wire
@@ -74,20 +72,4 @@ func appendMember(dst []byte, p *plan, v reflect.Value) []byte {
 		return append(dst[:start], `"[not UTF-8]"`...)
 	}
 	return dst
-}
-
-// printable cuts a value that goes into an error message.
-func printable(s string) string {
-	const limit = 8192
-	if s == explicitEmpty {
-		return ""
-	}
-	if len(s) <= limit {
-		return s
-	}
-	end := limit
-	for !utf8.RuneStart(s[end]) {
-		end--
-	}
-	return strings.Clone(s[:end]) + "..."
 }

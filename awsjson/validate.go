@@ -77,10 +77,10 @@ func checkFor(shape string, p *plan) (*check, error) {
 	return c, nil
 }
 
-var wireKinds = map[string][]kind{
-	"string": {kindString}, "enum": {kindEnum, kindString}, "blob": {kindBlob}, "integer": {kindInteger},
-	"boolean": {kindBool}, "timestamp": {kindTimestamp}, "list": {kindList}, "map": {kindMap},
-	"structure": {kindStructure},
+var wireKinds = map[string]kind{
+	"string": kindString, "enum": kindEnum, "blob": kindBlob, "integer": kindInteger,
+	"boolean": kindBool, "timestamp": kindTimestamp, "list": kindList, "map": kindMap,
+	"structure": kindStructure,
 }
 
 func newCheck(m *model, name string, p *plan) (*check, error) {
@@ -88,7 +88,7 @@ func newCheck(m *model, name string, p *plan) (*check, error) {
 	if !ok {
 		return nil, fmt.Errorf("shape %s is not in the model", name)
 	}
-	if !slices.Contains(wireKinds[shape.Type], p.kind) {
+	if want, known := wireKinds[shape.Type]; !known || want != p.kind {
 		return nil, fmt.Errorf("shape %s is a %s, which %v is not", name, shape.Type, p.typ)
 	}
 	c := &check{plan: p, shape: shape}
