@@ -1,0 +1,106 @@
+package softhsmtest
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+)
+
+func TestWrongSecret(t *testing.T) {
+	d := shared(t)
+	c := newClient(d.url, secretKey{d.admin.ID, strings.Repeat("x", 40)}, http.DefaultTransport)
+	_, err := c.ListKeys(context.Background(), nil)
+	wantCode(t, err, "InvalidSignatureException",
+		"The request signature we calculated does not match the signature you provided.")
+}
+
+func TestUnknownAccessKey(t *testing.T) {
+	d := shared(t)
+	for _, id := range []string{"AKIAAAAAAAAAAAAAAAAA", "AKIA", "nobody", strings.Repeat("A", 200)} {
+		c := newClient(d.url, secretKey{id, d.admin.Secret}, http.DefaultTransport)
+		_, err := c.ListKeys(context.Background(), nil)
+		wantCode(t, err, "UnrecognizedClientException", "The security token included in the request is invalid.")
+	}
+}
+
+func TestSignatureFaults(t *testing.T) {
+	d := shared(t)
+	set := func(name, value string) func(*http.Request) {
+		return func(r *http.Request) { r.Header.Set(name, value) }
+	}
+	edit := func(old, new string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), old, new, 1))
+		}
+	}
+	other := func(r *http.Request) {
+		r.Body = io.NopCloser(bytes.NewReader([]byte(`{"Limit":2}`)))
+		r.ContentLength = 11
+	}
+	for name, c := range map[string]struct {
+		r    request
+		code string
+		text string
+	}{
+		"no header":        {request{after: func(r *http.Request) { r.Header.Del("Authorization") }}, "MissingAuthenticationTokenException", "Missing Authentication Token"},
+		"bearer":           {request{after: set("Authorization", "Bearer abc")}, "IncompleteSignatureException", ""},
+		"empty parameters": {request{after: set("Authorization", "AWS4-HMAC-SHA256")}, "IncompleteSignatureException", "Authorization header requires 'Credential' parameter."},
+		"no signature":     {request{after: edit("Signature=", "Sig=")}, "IncompleteSignatureException", "Authorization header requires 'Signature' parameter."},
+		"short scope":      {request{after: edit("/aws4_request", "")}, "IncompleteSignatureException", "Credential must have exactly 5 slash-delimited elements"},
+		"other body":       {request{after: other}, "InvalidSignatureException", ""},
+		"other target":     {request{after: set("X-Amz-Target", "TrentService.ListAliases")}, "InvalidSignatureException", ""},
+		"other date":       {request{after: set("X-Amz-Date", time.Now().UTC().Add(time.Minute).Format("20060102T150405Z"))}, "InvalidSignatureException", ""},
+		"early":            {request{late: -6 * time.Minute}, "InvalidSignatureException", "Signature not yet current"},
+		"late":             {request{late: 6 * time.Minute}, "InvalidSignatureException", "Signature expired"},
+		"other service":    {request{service: "s3"}, "InvalidSignatureException", "Credential should be scoped to correct service: 'kms'."},
+		"other region":     {request{region: "mars-1"}, "InvalidSignatureException", "Credential should be scoped to a valid region."},
+		"session token":    {request{before: set("X-Amz-Security-Token", "abc")}, "UnrecognizedClientException", "The security token included in the request is invalid."},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.r.operation = "ListKeys"
+			c.r.body = []byte(`{"Limit":1}`)
+			a := d.raw(t, c.r)
+			a.want(t, 400, c.code)
+			if !strings.Contains(a.text, c.text) {
+				t.Errorf("text %q, want %q in it", a.text, c.text)
+			}
+			d.wantNoRecord(t, a.requestID)
+		})
+	}
+}
+
+func TestClockWindow(t *testing.T) {
+	d := shared(t)
+	for _, late := range []time.Duration{-4 * time.Minute, 4 * time.Minute} {
+		if a := d.raw(t, request{operation: "ListKeys", late: late}); a.status != 200 {
+			t.Errorf("%s late: %d %s", late, a.status, a.body)
+		}
+	}
+}
+
+// The region in the signature's scope is the region that the client means.
+func TestRegionsAreApart(t *testing.T) {
+	d := shared(t)
+	home := d.client(t)
+	key := createKey(t, home)
+	away := newRegionClient(d.url, otherRegion, d.admin, http.DefaultTransport)
+	_, err := away.DescribeKey(context.Background(), &kms.DescribeKeyInput{KeyId: key.KeyId})
+	wantCode(t, err, "NotFoundException", "arn:aws:kms:"+otherRegion+":"+account+":key/"+*key.KeyId)
+	_, err = away.DescribeKey(context.Background(), &kms.DescribeKeyInput{KeyId: key.Arn})
+	wantCode(t, err, "NotFoundException", "Invalid arn "+region)
+	there := createKey(t, away)
+	if !strings.Contains(*there.Arn, ":"+otherRegion+":") {
+		t.Errorf("key ARN %s", *there.Arn)
+	}
+	blob := encrypt(t, home, *key.KeyId, marker, nil)
+	_, err = away.Decrypt(context.Background(), &kms.DecryptInput{CiphertextBlob: blob})
+	if err == nil {
+		t.Error("a ciphertext of one region was decrypted in another")
+	}
+}

@@ -1,0 +1,166 @@
+package softhsmtest
+
+import (
+	"context"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+)
+
+// A subject is one key in one state, with what an operation may need of it.
+type subject struct {
+	c                *kms.Client
+	id, alias, spare string // spare is an enabled key's id, aliased by no one
+	blob             []byte // made while the key was enabled
+}
+
+// keyStateTable is the documented table of key states and operations for what
+// is built: the error in the states enabled, disabled, pending deletion.
+var keyStateTable = []struct {
+	operation                  string
+	enabled, disabled, pending string
+	do                         func(context.Context, subject) error
+}{
+	{"Encrypt", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.Encrypt(ctx, &kms.EncryptInput{KeyId: &s.id, Plaintext: []byte("x")})
+		return err
+	}},
+	{"Decrypt", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: s.blob})
+		return err
+	}},
+	{"ReEncrypt from", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: s.blob, DestinationKeyId: &s.spare})
+		return err
+	}},
+	{"ReEncrypt to", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		out, err := s.c.Encrypt(ctx, &kms.EncryptInput{KeyId: &s.spare, Plaintext: []byte("x")})
+		if err == nil {
+			_, err = s.c.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: out.CiphertextBlob, DestinationKeyId: &s.id})
+		}
+		return err
+	}},
+	{"GenerateDataKey", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: &s.alias, KeySpec: "AES_256"})
+		return err
+	}},
+	{"GenerateDataKeyWithoutPlaintext", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.GenerateDataKeyWithoutPlaintext(ctx,
+			&kms.GenerateDataKeyWithoutPlaintextInput{KeyId: &s.id, KeySpec: "AES_256"})
+		return err
+	}},
+	{"DescribeKey", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &s.id})
+		return err
+	}},
+	{"GetKeyPolicy", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: &s.id})
+		return err
+	}},
+	{"PutKeyPolicy", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: &s.id, Policy: aws.String(defaultPolicy)})
+		return err
+	}},
+	{"ListKeyPolicies", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListKeyPolicies(ctx, &kms.ListKeyPoliciesInput{KeyId: &s.id})
+		return err
+	}},
+	{"ListResourceTags", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: &s.id})
+		return err
+	}},
+	{"ListAliases", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListAliases(ctx, &kms.ListAliasesInput{KeyId: &s.id})
+		return err
+	}},
+	{"DeleteAlias", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: &s.alias})
+		return err
+	}},
+	{"CreateAlias", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String(s.alias + "-2"), TargetKeyId: &s.id})
+		return err
+	}},
+	{"UpdateAlias away", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: &s.alias, TargetKeyId: &s.spare})
+		return err
+	}},
+	{"UpdateAlias towards", "", "", invalid, func(ctx context.Context, s subject) error {
+		name := s.alias + "-3"
+		_, err := s.c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: &name, TargetKeyId: &s.spare})
+		if err == nil {
+			_, err = s.c.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: &name, TargetKeyId: &s.id})
+		}
+		return err
+	}},
+	{"TagResource", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.TagResource(ctx, &kms.TagResourceInput{KeyId: &s.id, Tags: []types.Tag{tag("k", "v")}})
+		return err
+	}},
+	{"UntagResource", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.UntagResource(ctx, &kms.UntagResourceInput{KeyId: &s.id, TagKeys: []string{"k"}})
+		return err
+	}},
+	{"UpdateKeyDescription", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: &s.id, Description: aws.String("d")})
+		return err
+	}},
+	{"EnableKey", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.EnableKey(ctx, &kms.EnableKeyInput{KeyId: &s.id})
+		return err
+	}},
+	{"DisableKey", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &s.id})
+		return err
+	}},
+	{"ScheduleKeyDeletion", "", "", invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &s.id})
+		return err
+	}},
+	{"CancelKeyDeletion", invalid, invalid, "", func(ctx context.Context, s subject) error {
+		_, err := s.c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &s.id})
+		return err
+	}},
+}
+
+const (
+	disabled = "DisabledException"
+	invalid  = "KMSInvalidStateException"
+)
+
+// newSubject makes a key and brings it into a state.
+func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
+	t.Helper()
+	ctx := context.Background()
+	key := createKey(t, c)
+	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare}
+	s.blob = encrypt(t, c, s.id, "x", nil)
+	if err := createAlias(c, s.alias, s.id); err != nil {
+		t.Fatal(err)
+	}
+	switch state {
+	case "Disabled":
+		must(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &s.id}))(t)
+	case "PendingDeletion":
+		must(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &s.id}))(t)
+	}
+	return s
+}
+
+func TestKeyStates(t *testing.T) {
+	c := shared(t).client(t)
+	spare := *createKey(t, c).KeyId
+	for _, row := range keyStateTable {
+		for state, want := range map[string]string{
+			"Enabled": row.enabled, "Disabled": row.disabled, "PendingDeletion": row.pending,
+		} {
+			t.Run(row.operation+"/"+state, func(t *testing.T) {
+				if got := errorCode(row.do(context.Background(), newSubject(t, c, state, spare))); got != want {
+					t.Errorf("error %q, want %q", got, want)
+				}
+			})
+		}
+	}
+}

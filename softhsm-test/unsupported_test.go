@@ -1,0 +1,130 @@
+package softhsmtest
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+)
+
+// built lists the operations that work today.
+var built = []string{
+	"CancelKeyDeletion", "CreateAlias", "CreateKey", "Decrypt", "DeleteAlias", "DescribeKey", "DisableKey",
+	"EnableKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateRandom", "GetKeyPolicy",
+	"ListAliases", "ListKeyPolicies", "ListKeys", "ListResourceTags", "PutKeyPolicy", "ReEncrypt",
+	"ScheduleKeyDeletion", "TagResource", "UntagResource", "UpdateAlias", "UpdateKeyDescription",
+}
+
+// unbuilt lists the rest of AWS's 56 operations.
+var unbuilt = []string{
+	"ConnectCustomKeyStore", "CreateCustomKeyStore", "CreateGrant", "Decapsulate", "DeleteCustomKeyStore",
+	"DeleteImportedKeyMaterial", "DeriveSharedSecret", "DescribeCustomKeyStores", "DisableKeyRotation",
+	"DisconnectCustomKeyStore", "EnableKeyRotation", "Encapsulate", "GenerateDataKeyPair",
+	"GenerateDataKeyPairWithoutPlaintext", "GenerateMac", "GetKeyLastUsage", "GetKeyRotationStatus",
+	"GetParametersForImport", "GetPublicKey", "ImportKeyMaterial", "ListGrants", "ListKeyRotations",
+	"ListRetirableGrants", "ReplicateKey", "RetireGrant", "RevokeGrant", "RotateKeyOnDemand", "Sign",
+	"UpdateCustomKeyStore", "UpdatePrimaryRegion", "Verify", "VerifyMac",
+}
+
+func TestOperationTableIsWhole(t *testing.T) {
+	all := slices.Concat(built, unbuilt)
+	slices.Sort(all)
+	if len(slices.Compact(all)) != 56 {
+		t.Fatalf("%d operations, want 56", len(slices.Compact(all)))
+	}
+}
+
+func TestUnbuiltOperations(t *testing.T) {
+	d := shared(t)
+	key := createKey(t, d.client(t))
+	body, err := json.Marshal(map[string]string{"KeyId": *key.KeyId})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, operation := range unbuilt {
+		t.Run(operation, func(t *testing.T) {
+			for _, body := range [][]byte{[]byte("{}"), body} {
+				a := d.raw(t, request{operation: operation, body: body})
+				a.want(t, 400, "UnsupportedOperationException")
+				if a.text == "" {
+					t.Error("the answer does not say what is unsupported")
+				}
+				d.wantRecord(t, a.requestID, operation, "UnsupportedOperationException")
+			}
+		})
+	}
+}
+
+func TestUnsupportedOptions(t *testing.T) {
+	c := shared(t).client(t)
+	ctx := context.Background()
+	key := createKey(t, c)
+	blob := encrypt(t, c, *key.KeyId, marker, nil)
+	create := func(in kms.CreateKeyInput) func() error {
+		return func() error { _, err := c.CreateKey(ctx, &in); return err }
+	}
+	recipient := &types.RecipientInfo{
+		AttestationDocument: []byte("x"), KeyEncryptionAlgorithm: types.KeyEncryptionMechanismRsaesOaepSha256,
+	}
+	for name, do := range map[string]func() error{
+		"multi-region":     create(kms.CreateKeyInput{MultiRegion: aws.Bool(true)}),
+		"external":         create(kms.CreateKeyInput{Origin: types.OriginTypeExternal}),
+		"CloudHSM origin":  create(kms.CreateKeyInput{Origin: types.OriginTypeAwsCloudhsm, CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
+		"custom key store": create(kms.CreateKeyInput{CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
+		"external store":   create(kms.CreateKeyInput{Origin: types.OriginTypeExternalKeyStore, XksKeyId: aws.String("k"), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
+		"RSA":              create(kms.CreateKeyInput{KeySpec: types.KeySpecRsa2048, KeyUsage: types.KeyUsageTypeEncryptDecrypt}),
+		"ECC":              create(kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeSignVerify}),
+		"HMAC":             create(kms.CreateKeyInput{KeySpec: types.KeySpecHmac256, KeyUsage: types.KeyUsageTypeGenerateVerifyMac}),
+		"old RSA":          create(kms.CreateKeyInput{CustomerMasterKeySpec: types.CustomerMasterKeySpecRsa2048, KeyUsage: types.KeyUsageTypeEncryptDecrypt}),
+		"Encrypt DryRun": func() error {
+			_, err := c.Encrypt(ctx, &kms.EncryptInput{KeyId: key.KeyId, Plaintext: []byte("x"), DryRun: aws.Bool(true)})
+			return err
+		},
+		"Decrypt DryRun": func() error {
+			_, err := c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, DryRun: aws.Bool(true)})
+			return err
+		},
+		"ReEncrypt DryRun": func() error {
+			_, err := c.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: blob, DestinationKeyId: key.KeyId, DryRun: aws.Bool(true)})
+			return err
+		},
+		"GenerateDataKey DryRun": func() error {
+			_, err := c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: "AES_256", DryRun: aws.Bool(true)})
+			return err
+		},
+		"Decrypt Recipient": func() error {
+			_, err := c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, Recipient: recipient})
+			return err
+		},
+		"GenerateDataKey Recipient": func() error {
+			_, err := c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: "AES_256", Recipient: recipient})
+			return err
+		},
+		"GenerateRandom Recipient": func() error {
+			_, err := c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), Recipient: recipient})
+			return err
+		},
+		"GenerateRandom store": func() error {
+			_, err := c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) { wantError[*types.UnsupportedOperationException](t, do(), "") })
+	}
+}
+
+// The options that later parts bring are refused only when they are asked for.
+func TestOptionsTurnedOff(t *testing.T) {
+	c := shared(t).client(t)
+	ctx := context.Background()
+	key := must(c.CreateKey(ctx, &kms.CreateKeyInput{MultiRegion: aws.Bool(false), Origin: types.OriginTypeAwsKms}))(t).KeyMetadata
+	must(c.Encrypt(ctx, &kms.EncryptInput{KeyId: key.KeyId, Plaintext: []byte("x"), DryRun: aws.Bool(false)}))(t)
+	_, err := c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecRsa2048})
+	wantOneOf(t, err, "ValidationException UnsupportedOperationException", "")
+	_, err = c.CreateKey(ctx, &kms.CreateKeyInput{KeyUsage: types.KeyUsageTypeSignVerify})
+	wantCode(t, err, "ValidationException", "KeyUsage SIGN_VERIFY is not compatible with KeySpec SYMMETRIC_DEFAULT")
+}
