@@ -1,0 +1,126 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// The limits of a connection. AWS's clients send a request at once and keep
+// connections for minutes.
+const (
+	readHeaderTimeout = 10 * time.Second
+	readTimeout       = 60 * time.Second
+	writeTimeout      = 90 * time.Second
+	idleTimeout       = 5 * time.Minute
+	maxHeaderBytes    = 64 << 10
+	// drainTimeout is how long calls in flight may take after SIGTERM.
+	drainTimeout = 30 * time.Second
+)
+
+// serving is a system and the addresses it answers on.
+type serving struct {
+	system     systemConfig
+	api, admin net.Listener
+	tls        *tls.Config // nil = plain HTTP
+	ready      func()      // called once, when calls are answered; nil = nothing
+}
+
+// listen opens an address, before anything slow or costly is done.
+func listen(ctx context.Context, flag, address string) (net.Listener, error) {
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("listening on %s: another process does so already: stop it, or choose another %s", address, flag)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listening on %s (%s): %w", address, flag, err)
+	}
+	return l, nil
+}
+
+// serve answers until ctx ends, then finishes the calls in flight, then
+// stops what is behind them.
+func serve(ctx context.Context, s serving) error {
+	log := s.system.log
+	sys, err := openSystem(ctx, s.system)
+	if err != nil {
+		return errors.Join(err, s.api.Close(), s.admin.Close())
+	}
+	defer sys.close(ctx, log)
+	// A failure of one part ends the others in the same order.
+	group, draining := errgroup.WithContext(ctx)
+	behind, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	ready := &readiness{check: sys.service.Ready, draining: draining, log: log}
+	apiServer, adminServer := s.apiServer(sys), s.adminServer(ready)
+	group.Go(func() error {
+		err := sys.service.Run(behind)
+		if behind.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("background work ended: %w", err)
+	})
+	group.Go(func() error { return serveUntil(behind, adminServer, s.admin) })
+	group.Go(func() error {
+		defer release()
+		if s.tls != nil {
+			s.api = tls.NewListener(s.api, s.tls)
+		}
+		return serveUntil(draining, apiServer, s.api)
+	})
+	if s.ready != nil {
+		s.ready()
+	}
+	log.Info("serving", "api", s.api.Addr().String(), "tls", s.tls != nil, "admin", s.admin.Addr().String())
+	err = group.Wait()
+	log.Info("stopped")
+	return err
+}
+
+func (s serving) apiServer(sys *system) *http.Server {
+	return newServer(s.system.log, sys.handler)
+}
+
+func (s serving) adminServer(ready *readiness) *http.Server {
+	return newServer(s.system.log, adminHandler(s.system.metrics, ready))
+}
+
+func newServer(log *slog.Logger, handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		// What strangers send, such as broken handshakes, must not fill the log.
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serveUntil answers on l until ctx ends and the calls in flight are done.
+func serveUntil(ctx context.Context, server *http.Server, l net.Listener) error {
+	drained := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() {
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+		defer cancel()
+		drained <- server.Shutdown(drain)
+	})
+	err := server.Serve(l)
+	if !errors.Is(err, http.ErrServerClosed) {
+		stop()
+		return fmt.Errorf("serving on %s: %w", l.Addr(), err)
+	}
+	if err := <-drained; err != nil {
+		return fmt.Errorf("calls on %s did not end within %s: %w", l.Addr(), drainTimeout, errors.Join(err, server.Close()))
+	}
+	return nil
+}

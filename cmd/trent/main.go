@@ -1,0 +1,79 @@
+// Command trent is an AWS-KMS-compatible service whose keys live in a PKCS#11
+// HSM. main only wires: settings are in settings.go, how the parts are opened
+// is in wire.go, and how they are served in listen.go.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// cli is the command line.
+type cli struct {
+	Config string `env:"TRENT_CONFIG" placeholder:"FILE" type:"path" help:"Configuration file (TOML): each setting under its flag's name. The default is ${configFile} if that exists, and none for dev."`
+
+	Serve   serveCmd   `cmd:"" help:"Serve the API to AWS clients."`
+	Dev     devCmd     `cmd:"" help:"Run everything on this machine for development: a SoftHSM token, a private Postgres and the service."`
+	Init    initCmd    `cmd:"" help:"Set up an empty token and an empty database, and make the first administrator."`
+	Doctor  doctorCmd  `cmd:"" help:"Say what token and database were found, and what is missing."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+const description = `Trent answers the AWS KMS API with keys that live in a PKCS#11 HSM.
+
+Every setting is a flag, an environment variable (in brackets below) or a line in the configuration file; the first of these that is set counts. Secrets are none of these but the content of a file or credential: the PIN is read from --pin-file, TRENT_PIN or the systemd credential "pin", the database URL from --database-url-file, TRENT_DATABASE_URL or the credential "database-url".`
+
+// Exit codes: 1 is a fault that the message explains, 2 a wrong command line
+// or setting.
+const (
+	exitFault = 1
+	exitUsage = 2
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	var c cli
+	parser, err := kong.New(&c,
+		kong.Name("trent"),
+		kong.Description(description),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true}),
+		kong.Vars{"configFile": defaultConfigFile, "hostname": hostname()},
+	)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "trent:", err)
+		return exitFault
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "trent: %v\nSee trent --help.\n", err)
+		return exitUsage
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// The first signal asks for an orderly end, a second one ends at once.
+	context.AfterFunc(ctx, stop)
+	command.BindTo(ctx, (*context.Context)(nil))
+	if err := command.Run(); err != nil {
+		fmt.Fprintf(os.Stderr, "trent: %v\n", err)
+		return exitFault
+	}
+	return 0
+}
+
+// hostname is this machine's name, the default for --host.
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return name
+}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trent-kms/trent/api"
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/kms"
+	"github.com/trent-kms/trent/store"
+)
+
+// systemConfig is what a serving process stands on.
+type systemConfig struct {
+	hsm                hsm.Config
+	store              store.Config
+	account, partition string
+	regions            []string
+	host               string // this process's name in the audit log
+	log                *slog.Logger
+	metrics            *prometheus.Registry
+}
+
+// system is all that is behind the listeners. Its parts are opened in the
+// order of the fields and closed in the reverse order.
+type system struct {
+	token      *hsm.Token
+	db         *store.DB
+	deployment store.Deployment
+	audit      *audit.Writer
+	service    *kms.Service
+	handler    http.Handler
+}
+
+// closeTimeout bounds the flushing of the audit log at the end.
+const closeTimeout = 10 * time.Second
+
+// openSystem opens token and database, checks that they belong together and
+// to this configuration, and builds the service.
+func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
+	s := &system{}
+	defer func() {
+		if err != nil {
+			s.close(ctx, cfg.log)
+		}
+	}()
+	if s.token, err = hsm.Open(ctx, cfg.hsm); err != nil {
+		return nil, fmt.Errorf("opening the HSM: %w", err)
+	}
+	if s.db, err = store.Open(ctx, cfg.store); err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	if err := s.db.CheckSchema(ctx); err != nil {
+		return nil, fmt.Errorf("checking the database: %w", err)
+	}
+	if s.deployment, err = activeDeployment(ctx, s.db, cfg); err != nil {
+		return nil, err
+	}
+	domain, err := s.token.OpenDomain(ctx, s.deployment.ID)
+	if err != nil {
+		return nil, fmt.Errorf("opening the domain of deployment %s on token %q: %w",
+			uuid.UUID(s.deployment.ID), s.token.Info().Label, err)
+	}
+	s.db.SetSealer(s.deployment.ID, domain)
+	// Read again, now that its seal can be verified.
+	if s.deployment, err = activeDeployment(ctx, s.db, cfg); err != nil {
+		return nil, err
+	}
+	if err := s.build(ctx, domain, cfg); err != nil {
+		return nil, err
+	}
+	s.announce(cfg)
+	return s, nil
+}
+
+// build makes the service on what has been opened.
+func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig) error {
+	var err error
+	s.audit, err = audit.Open(ctx, audit.Config{
+		DB: s.db, Host: cfg.host, Logger: cfg.log, Metrics: cfg.metrics,
+	})
+	if errors.Is(err, store.ErrHostTaken) {
+		return fmt.Errorf("opening the audit log as %q: %w: stop the other process, or give this one its own --host", cfg.host, err)
+	}
+	if err != nil {
+		return fmt.Errorf("opening the audit log: %w", err)
+	}
+	s.service, err = kms.New(kms.Config{
+		Domain: domain, Token: s.token, DB: s.db, Audit: s.audit,
+		Account: cfg.account, Partition: cfg.partition, Regions: cfg.regions,
+		Logger: cfg.log, Metrics: cfg.metrics,
+	})
+	if err != nil {
+		return fmt.Errorf("making the service: %w", err)
+	}
+	s.handler, err = api.New(api.Config{Service: s.service, Regions: cfg.regions, Logger: cfg.log, Metrics: cfg.metrics})
+	if err != nil {
+		return fmt.Errorf("making the API: %w", err)
+	}
+	return nil
+}
+
+// activeDeployment returns the database's deployment if it can be served
+// under this configuration.
+func activeDeployment(ctx context.Context, db *store.DB, cfg systemConfig) (store.Deployment, error) {
+	d, err := db.Deployment(ctx)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return d, errors.New("the database holds no deployment yet: run trent init with the same settings")
+	case err != nil:
+		return d, fmt.Errorf("reading the deployment: %w", err)
+	case d.State != store.StateActive:
+		return d, errors.New("the deployment is only half set up: run trent init again, with the same settings, to finish it")
+	case d.Account != cfg.account || d.Partition != cfg.partition:
+		return d, fmt.Errorf("the deployment's account is %s in partition %s, which cannot change, but the settings say %s in %s: correct --account and --partition, or the database URL",
+			d.Account, d.Partition, cfg.account, cfg.partition)
+	}
+	return d, nil
+}
+
+// announce logs what was found.
+func (s *system) announce(cfg systemConfig) {
+	token := s.token.Info()
+	cfg.log.Info("token opened",
+		"label", token.Label, "serial", token.Serial, "manufacturer", token.Manufacturer, "model", token.Model,
+		"module", cfg.hsm.Module, "library", token.Library, "library_version", token.LibraryVersion)
+	cfg.log.Info("deployment opened",
+		"deployment", uuid.UUID(s.deployment.ID).String(), "account", s.deployment.Account,
+		"partition", s.deployment.Partition, "regions", cfg.regions, "host", cfg.host, "schema", "current")
+}
+
+// close ends what was opened. What it cannot end in order it logs: the
+// process is about to end anyway.
+func (s *system) close(ctx context.Context, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	if s.audit != nil {
+		if err := s.audit.Close(ctx); err != nil {
+			log.Error("closing the audit log", "error", err)
+		}
+	}
+	if s.db != nil {
+		s.db.Close()
+	}
+	if s.token != nil {
+		if err := s.token.Close(); err != nil {
+			log.Error("closing the token", "error", err)
+		}
+	}
+}
+
+// initialise makes a deployment, or finishes one that was interrupted.
+func initialise(ctx context.Context, cfg systemConfig, admin string, show func(string, []byte) error) (err error) {
+	s := &system{}
+	defer func() { s.close(ctx, cfg.log) }()
+	if s.token, err = hsm.Open(ctx, cfg.hsm); err != nil {
+		return fmt.Errorf("opening the HSM: %w", err)
+	}
+	if s.db, err = store.Open(ctx, cfg.store); err != nil {
+		return fmt.Errorf("opening the database: %w", err)
+	}
+	if err := s.db.Migrate(ctx); err != nil {
+		return fmt.Errorf("migrating the database: %w", err)
+	}
+	err = kms.Initialise(ctx, kms.InitConfig{
+		Token: s.token, DB: s.db, Account: cfg.account, Partition: cfg.partition, Admin: admin, Host: cfg.host,
+		Show: show, Progress: func(step string) { cfg.log.Info(step) },
+	})
+	if err != nil {
+		return fmt.Errorf("initialising: %w", err)
+	}
+	return nil
+}
