@@ -8,40 +8,180 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trent-kms/trent/store"
 )
 
-// ErrBusy says that the queue is full: the database does not keep up.
-var ErrBusy = errors.New("audit queue is full")
+var (
+	// ErrBusy says that the queue is full: the database does not keep up.
+	ErrBusy = errors.New("audit queue is full")
+	// ErrClosed says that the writer has been closed.
+	ErrClosed = errors.New("audit writer is closed")
+	// ErrChain says that the log of this host in the database is not what
+	// this process has written: nothing more is written until a restart.
+	ErrChain = errors.New("audit log was changed by someone else")
+)
 
-// ErrClosed says that the writer has been closed.
-var ErrClosed = errors.New("audit writer is closed")
-
+// Config says whose log is written.
 type Config struct {
-	DB      *store.DB
-	Sealer  store.Sealer
-	Host    string
-	Queue   int // most records waiting; 0 = 4096
-	Logger  *slog.Logger
+	// DB must have its sealer set.
+	DB *store.DB
+	// Sealer makes the MAC of each batch. nil = the one that seals DB's rows.
+	Sealer store.Sealer
+	// Host names this host's chain. No two live processes may share it.
+	Host string
+	// Queue is how many records may wait. 0 = 4096.
+	Queue int
+	// Logger receives lost connections and a broken chain. nil = slog.Default().
+	Logger *slog.Logger
+	// Metrics is where the trent_audit_ metrics are registered. nil = nowhere.
 	Metrics prometheus.Registerer
 }
 
-type Writer struct{}
+// Writer appends to the log of one host.
+type Writer struct {
+	db      *store.DB
+	log     *slog.Logger
+	queue   int
+	metrics metrics
+	wake    chan struct{} // holds one token when there is something to do
+	done    chan struct{} // closed when run has ended
+	stop    context.CancelFunc
 
-func Open(ctx context.Context, c Config) (*Writer, error) { panic("being written") }
+	mu      sync.Mutex
+	waiting []*entry // guarded by mu; in order of arrival
+	closed  bool     // guarded by mu
+	broken  error    // guarded by mu; why nothing can be written any more
 
-// Record returns after the commit, with the database's change sequence.
+	chain chain // owned by run
+}
+
+// entry is one record on its way.
+type entry struct {
+	ctx    context.Context // of a change: not begun once it has ended
+	line   []byte
+	change *store.Change // nil for a call that changes nothing
+	result chan result   // holds one
+}
+
+type result struct {
+	seq int64
+	err error
+}
+
+// entries are used again, with their buffers.
+var entries = sync.Pool{New: func() any {
+	return &entry{line: make([]byte, 0, 2048), result: make(chan result, 1)}
+}}
+
+// Open takes the lock of this host's log and reads its head. ErrHostTaken (of
+// store) if another live process writes it.
+func Open(ctx context.Context, c Config) (*Writer, error) {
+	w := &Writer{
+		db: c.DB, log: c.Logger, queue: c.Queue,
+		wake: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	if w.log == nil {
+		w.log = slog.Default()
+	}
+	if w.queue == 0 {
+		w.queue = 4096
+	}
+	var err error
+	if w.chain, err = openChain(ctx, c); err != nil {
+		return nil, err
+	}
+	w.measure(c.Metrics)
+	base, stop := context.WithCancel(context.WithoutCancel(ctx))
+	w.stop = stop
+	go w.run(base)
+	return w, nil
+}
+
+// Record writes r and returns after its commit, with the database's change
+// sequence as it stood after Record was called. If ctx ends first, r may still
+// be written. It gives r an event id if it has none.
 func (w *Writer) Record(ctx context.Context, r *Record) (changeSeq int64, err error) {
-	panic("being written")
+	return w.write(ctx, r, nil)
 }
 
-// Commit writes record and change in one transaction.
+// Commit writes r and c in one transaction, and returns the change's sequence
+// number. Besides Record's errors it answers those of store.DB's Commit, with
+// nothing written. If ctx ends first, both may still be written.
 func (w *Writer) Commit(ctx context.Context, r *Record, c *store.Change) (changeSeq int64, err error) {
-	panic("being written")
+	return w.write(ctx, r, c)
 }
 
-// Close drains the queue.
-func (w *Writer) Close(ctx context.Context) error { panic("being written") }
+func (w *Writer) write(ctx context.Context, r *Record, c *store.Change) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	if r.EventID == "" {
+		r.EventID = uuid.NewString()
+	}
+	e := entries.Get().(*entry)
+	e.ctx, e.change, e.line = ctx, c, r.Append(e.line[:0])
+	if err := w.enqueue(e); err != nil {
+		return 0, err
+	}
+	select {
+	case got := <-e.result:
+		e.ctx, e.change = nil, nil
+		entries.Put(e)
+		return got.seq, got.err
+	case <-ctx.Done():
+		return 0, ctx.Err() // e belongs to run now
+	}
+}
+
+func (w *Writer) enqueue(e *entry) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.broken != nil:
+		return w.broken
+	case w.closed:
+		return ErrClosed
+	case len(w.waiting) >= w.queue:
+		w.metrics.failed.Inc()
+		return ErrBusy
+	}
+	w.waiting = append(w.waiting, e)
+	w.nudge()
+	return nil
+}
+
+func (w *Writer) nudge() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Err says why nothing can be written until a restart; nil if all is well.
+func (w *Writer) Err() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.broken
+}
+
+// Close refuses new records, writes those that wait, and gives up the host's
+// lock. If ctx ends first, what is left gets an error.
+func (w *Writer) Close(ctx context.Context) error {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.nudge()
+	select {
+	case <-w.done:
+		return nil
+	case <-ctx.Done():
+		w.stop()
+		<-w.done
+		return ctx.Err()
+	}
+}

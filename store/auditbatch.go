@@ -56,10 +56,18 @@ func ChainHash(before [sha256.Size]byte, record []byte) [sha256.Size]byte {
 	return after
 }
 
-// SealAudit sets MACGeneration and MAC. The MAC covers, by the grammar of
-// sealed rows, all of the batch: Records by way of LastHash.
-func (db *DB) SealAudit(ctx context.Context, b *AuditBatch) error {
-	s, err := db.seal(ctx, b)
+// SealAudit sets MACGeneration and MAC, made by sealer (nil = the one that
+// seals rows). The MAC covers, by the grammar of sealed rows, all of the
+// batch: Records by way of LastHash.
+func (db *DB) SealAudit(ctx context.Context, sealer Sealer, b *AuditBatch) error {
+	keys := db.sealing.Load()
+	if keys == nil {
+		return ErrNoSealer
+	}
+	if sealer != nil && sealer != keys.sealer {
+		keys = &sealing{deployment: keys.deployment, sealer: sealer}
+	}
+	s, err := keys.seal(ctx, b)
 	if err != nil {
 		return err
 	}

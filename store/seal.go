@@ -169,6 +169,10 @@ func (db *DB) seal(ctx context.Context, r row) (seal, error) {
 	if keys == nil {
 		return seal{}, ErrNoSealer
 	}
+	return keys.seal(ctx, r)
+}
+
+func (keys *sealing) seal(ctx context.Context, r row) (seal, error) {
 	// A second round is needed only when the MAC key has just been renewed.
 	for range 3 {
 		guess := keys.generation.Load()
@@ -213,13 +217,13 @@ func (db *DB) verify(ctx context.Context, r row, s seal) error {
 	return nil
 }
 
-func (s *sealing) probe(ctx context.Context) error {
+func (keys *sealing) probe(ctx context.Context) error {
 	probe := sha256.Sum256([]byte("trent MAC key probe"))
-	generation, mac, err := s.sealer.Sum(ctx, probe[:])
+	generation, mac, err := keys.sealer.Sum(ctx, probe[:])
 	if err != nil {
 		return err
 	}
-	return s.sealer.Verify(ctx, generation, probe[:], mac)
+	return keys.sealer.Verify(ctx, generation, probe[:], mac)
 }
 
 // tamperedRow counts and reports a row that someone else has written.

@@ -77,6 +77,10 @@ func bound(c *pgx.ConnConfig) {
 		"application_name":                    "trent",
 		"lock_timeout":                        "5s",
 		"idle_in_transaction_session_timeout": "10s",
+		// A host that vanished from the network loses its locks in a minute.
+		"tcp_keepalives_idle":     "30",
+		"tcp_keepalives_interval": "10",
+		"tcp_keepalives_count":    "3",
 	} {
 		if _, set := c.RuntimeParams[setting]; !set {
 			c.RuntimeParams[setting] = value
@@ -138,6 +142,10 @@ func (db *DB) Close() { db.pool.Close() }
 
 // Pool gives the job library its connections.
 func (db *DB) Pool() *pgxpool.Pool { return db.pool }
+
+// Renew has all connections replaced: after one was lost, the others in the
+// pool are likely dead as well.
+func (db *DB) Renew() { db.pool.Reset() }
 
 // Ping does one round trip.
 func (db *DB) Ping(ctx context.Context) error {

@@ -42,7 +42,7 @@ func all[T any, P rowOf[T]](ctx context.Context, db *DB, sql statements) error {
 
 // unsealed are the columns that no MAC covers, and why.
 var unsealed = map[string]string{
-	"deployment.singleton":            "constant",
+	"deployment.singleton":       "constant",
 	"audit_batches.records":      "bound by last_hash, which audit's verification recomputes",
 	"audit_batches.committed_at": "the server's clock, for people; each record has its own time",
 }
@@ -75,7 +75,7 @@ func fill(t *testing.T, db *DB) {
 	b := &AuditBatch{Host: "host", BootID: id(), FirstSeq: 1, LastSeq: 2, PrevHash: make([]byte, 32), LastHash: []byte("h"), Records: []byte("{}\n{}\n")}
 	c := db.NewChange()
 	if err := errors.Join(c.UpdateDeployment(ctx, d), c.InsertKey(ctx, k), c.InsertBackingKey(ctx, hbk), c.InsertAlias(ctx, a),
-		c.InsertPrincipal(ctx, p), c.InsertAccessKey(ctx, ak), db.SealAudit(ctx, b)); err != nil {
+		c.InsertPrincipal(ctx, p), c.InsertAccessKey(ctx, ak), db.SealAudit(ctx, nil, b)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := db.Commit(ctx, c, b); err != nil {
