@@ -59,7 +59,7 @@ func (b *budgets) spend(ctx context.Context, k *key) error {
 		select {
 		case <-wait:
 		case <-ctx.Done():
-			return fromHSM(ctx.Err())
+			return ctx.Err()
 		}
 	}
 }

@@ -52,7 +52,7 @@ func (s *Service) SigningKey(ctx context.Context, accessKeyID, date, region stri
 	}
 	dateKey, err := s.domain.HMAC(ctx, cred.accessKey.Secret, []byte(date))
 	if err != nil {
-		return nil, fromHSM(fmt.Errorf("deriving the signing key of %s: %w", accessKeyID, err))
+		return nil, fmt.Errorf("deriving the signing key of %s: %w", accessKeyID, err)
 	}
 	signingKey = sigv4.DeriveSigningKey(dateKey, region, "kms")
 	clear(dateKey)

@@ -59,7 +59,7 @@ func (s *Service) dataKey(ctx context.Context, call *Call, k *key, spec types.Da
 	}
 	plaintext = make([]byte, size)
 	if err := s.domain.Random(ctx, plaintext); err != nil {
-		return nil, nil, fromHSM(fmt.Errorf("generating a data key: %w", err))
+		return nil, nil, fmt.Errorf("generating a data key: %w", err)
 	}
 	sealed, err = s.seal(ctx, k, plaintext, u.context)
 	if err != nil {
@@ -98,7 +98,7 @@ func (s *Service) GenerateRandom(ctx context.Context, call *Call, in *awskms.Gen
 	}
 	random := make([]byte, *in.NumberOfBytes)
 	if err := s.domain.Random(ctx, random); err != nil {
-		return nil, fromHSM(fmt.Errorf("generating random bytes: %w", err))
+		return nil, fmt.Errorf("generating random bytes: %w", err)
 	}
 	return &awskms.GenerateRandomOutput{Plaintext: random}, nil
 }

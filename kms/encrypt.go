@@ -250,5 +250,5 @@ func (s *Service) fromUse(k *key, doing string, err error) error {
 	if errors.Is(err, hsm.ErrInvalidEKT) {
 		s.log.Error("the HSM refuses a stored key token: check which domain this database belongs to", "key", k.arn, "error", err)
 	}
-	return fromHSM(fmt.Errorf("%s with %s: %w", doing, k.arn, err))
+	return fmt.Errorf("%s with %s: %w", doing, k.arn, err)
 }

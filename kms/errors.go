@@ -9,6 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/aws/smithy-go"
 
+	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
 )
@@ -42,46 +43,24 @@ func limitExceeded(format string, args ...any) error {
 // invalidCiphertext has no message, like AWS's.
 func invalidCiphertext() error { return &types.InvalidCiphertextException{} }
 
-// fromHSM turns an hsm error into what the caller is told. What is left
-// unmapped becomes KMSInternalException at the edge, and is logged there.
-func fromHSM(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, hsm.ErrInvalidCiphertext):
-		return invalidCiphertext()
-	case errors.Is(err, hsm.ErrBusy):
-		return unmodelled("ThrottlingException", "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.")
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
-		return internal(&types.DependencyTimeoutException{Message: aws.String("The HSM did not answer in time. Try again.")}, err)
-	case errors.Is(err, hsm.ErrUnavailable):
-		return internal(&types.KeyUnavailableException{Message: aws.String("The HSM is not available now. Try again.")}, err)
-	}
-	return err
-}
-
-// fault is an AWS error whose cause operators must see and callers must not.
-type fault struct {
-	smithy.APIError
-	cause error
-}
-
-func internal(api smithy.APIError, cause error) error { return &fault{api, cause} }
-
-func (f *fault) Unwrap() []error { return []error{f.APIError, f.cause} }
-
-func (f *fault) Error() string { return f.APIError.Error() + ": " + f.cause.Error() }
-
-// APIError returns the AWS error for err. Whatever is not one already is our
-// own failure: KMSInternalException, without details.
+// APIError returns what the caller is told of err: the AWS error that was
+// made where the fact was known, or the one that stands for a part of ours
+// that failed. Anything else is KMSInternalException, without details.
 func APIError(err error) smithy.APIError {
-	var f *fault
-	if errors.As(err, &f) {
-		return f.APIError
-	}
 	var api smithy.APIError
-	if errors.As(err, &api) {
+	switch {
+	case errors.As(err, &api):
 		return api
+	case errors.Is(err, hsm.ErrInvalidCiphertext):
+		return &types.InvalidCiphertextException{}
+	case errors.Is(err, hsm.ErrBusy), errors.Is(err, audit.ErrBusy):
+		return &smithy.GenericAPIError{Code: "ThrottlingException", Message: "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.", Fault: smithy.FaultClient}
+	case errors.Is(err, hsm.ErrUnavailable):
+		return &types.KeyUnavailableException{Message: aws.String("The HSM is not available now. Try again.")}
+	case errors.Is(err, store.ErrUnavailable):
+		return &types.DependencyTimeoutException{Message: aws.String("The database is not available now. Try again.")}
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return &types.DependencyTimeoutException{Message: aws.String("The call was not done in time. Try again.")}
 	}
 	return &types.KMSInternalException{Message: aws.String("An internal error occurred. Try again; if it lasts, ask the operator to look up this request id in the log.")}
 }

@@ -118,11 +118,11 @@ func checkCreateKey(in *awskms.CreateKeyInput) error {
 func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.BackingKey, error) {
 	ekt, provenance, err := s.domain.GenerateAES(ctx)
 	if err != nil {
-		return store.BackingKey{}, fromHSM(fmt.Errorf("generating a backing key: %w", err))
+		return store.BackingKey{}, fmt.Errorf("generating a backing key: %w", err)
 	}
 	check, err := s.domain.CheckValue(ctx, ekt)
 	if err != nil {
-		return store.BackingKey{}, fromHSM(fmt.Errorf("computing a check value: %w", err))
+		return store.BackingKey{}, fmt.Errorf("computing a check value: %w", err)
 	}
 	made, err := json.Marshal(provenance)
 	if err != nil {
