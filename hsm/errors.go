@@ -130,13 +130,20 @@ func classify(code uint) class {
 	return classOther
 }
 
-// ckrAEADDecryptFailed is PKCS#11 3.0's code for a bad tag.
-const ckrAEADDecryptFailed = 0x42
+// Return codes that miekg does not name. The second is PKCS#11 3.0's for a bad
+// GCM tag.
+const (
+	ckrActionProhibited  = 0x1B
+	ckrAEADDecryptFailed = 0x42
+)
 
 // codeName gives the CKR_ name that vendors' manuals index; miekg has the
 // table but shows it only inside its error text.
 func codeName(code uint) string {
-	if code == ckrAEADDecryptFailed {
+	switch code {
+	case ckrActionProhibited:
+		return "CKR_ACTION_PROHIBITED"
+	case ckrAEADDecryptFailed:
 		return "CKR_AEAD_DECRYPT_FAILED"
 	}
 	text := pkcs11.Error(code).Error()

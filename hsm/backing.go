@@ -1,0 +1,231 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/trent-kms/trent/failpoint"
+)
+
+// Provenance says where a backing key was made and what the device attests
+// about it.
+type Provenance struct {
+	Mechanism        string `json:"mechanism"`
+	Local            bool   `json:"local"`
+	AlwaysSensitive  bool   `json:"alwaysSensitive"`
+	NeverExtractable bool   `json:"neverExtractable"` // false: it had to be wrapped
+	Device           Info   `json:"device"`
+	Generation       uint32 `json:"domainKeyGeneration"`
+	Profile          string `json:"profile"`
+}
+
+func mechanism(m uint) []*pkcs11.Mechanism {
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(m, nil)}
+}
+
+// GenerateAES makes an AES-256 backing key in the HSM and returns it wrapped.
+// The key itself is destroyed: use goes through an unwrapped copy that cannot
+// be extracted.
+func (d *Domain) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
+	var ekt EKT
+	var made Provenance
+	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
+		ekt, made, err = s.generateAES(keys.wrap[classAES])
+		return err
+	})
+	if err != nil {
+		return nil, Provenance{}, fmt.Errorf("generating a backing key: %w", err)
+	}
+	return ekt, made, nil
+}
+
+func (s *session) generateAES(wrapper pkcs11.ObjectHandle) (EKT, Provenance, error) {
+	p11 := s.t.module.p11
+	key, err := p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), backingKeyTemplate(pkcs11.CKK_AES))
+	if err != nil {
+		return nil, Provenance{}, deviceError("generating", err)
+	}
+	defer s.destroy(key)
+	failpoint.Hit("hbk.generated")
+	made, err := s.provenance(key)
+	if err != nil {
+		return nil, Provenance{}, err
+	}
+	ekt, err := s.export(classAES, pkcs11.CKK_AES, aesKeySize, wrapper, key)
+	return ekt, made, err
+}
+
+func (s *session) provenance(key pkcs11.ObjectHandle) (Provenance, error) {
+	made := Provenance{
+		Mechanism: "CKM_AES_KEY_GEN", Device: s.t.info, Generation: firstGeneration, Profile: profileLocked,
+	}
+	var err error
+	for kind, to := range map[uint]*bool{
+		pkcs11.CKA_LOCAL:             &made.Local,
+		pkcs11.CKA_ALWAYS_SENSITIVE:  &made.AlwaysSensitive,
+		pkcs11.CKA_NEVER_EXTRACTABLE: &made.NeverExtractable,
+	} {
+		if *to, err = s.flag(key, kind, true); err != nil {
+			return Provenance{}, fmt.Errorf("recording provenance: %w", err)
+		}
+	}
+	return made, nil
+}
+
+// ImportSecret wraps a secret of 1 to 1024 bytes as a generic secret, for
+// HMAC. It is the one key that begins in this process's memory; the copy made
+// here is wiped, the caller wipes its own.
+func (d *Domain) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
+	if len(secret) == 0 || len(secret) > maxSecret {
+		return nil, fmt.Errorf("%w: a secret has 1 to %d bytes", ErrArgument, maxSecret)
+	}
+	var ekt EKT
+	err := d.withCopy(ctx, secret, func(s *session, keys *domainKeys, held []byte) error {
+		key, code := s.t.module.native.importSecret(s.handle, held)
+		if code != pkcs11.CKR_OK {
+			return &DeviceError{Doing: "creating the object", Code: code}
+		}
+		defer s.destroy(key)
+		var err error
+		ekt, err = s.export(classGeneric, pkcs11.CKK_GENERIC_SECRET, len(held), keys.wrap[classGeneric], key)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("importing a secret: %w", err)
+	}
+	return ekt, nil
+}
+
+// withCopy gives f a copy of secret, which is wiped when f is done or is not
+// to run any more, even if the caller has gone by then.
+func (d *Domain) withCopy(ctx context.Context, secret []byte, f func(*session, *domainKeys, []byte) error) error {
+	for try := 0; ; try++ {
+		keys, err := d.current(ctx)
+		if err != nil {
+			return err
+		}
+		r := newRequest(opFunc, keys.epoch)
+		r.input(nil, nil, secret, nil, 0)
+		r.fn = func(s *session) error {
+			if keys.epoch != s.t.epoch.Load() {
+				return errStale
+			}
+			return f(s, keys, r.in)
+		}
+		_, err = d.t.keeper.do(ctx, r)
+		if !errors.Is(err, errStale) || try > 0 {
+			return settled(err)
+		}
+	}
+}
+
+// onKeeper runs f on the keeper's worker with the handles of the epoch.
+func (d *Domain) onKeeper(ctx context.Context, f func(*session, *domainKeys) error) error {
+	return d.withCopy(ctx, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
+}
+
+// export wraps key into an EKT. Its caller destroys the key.
+func (s *session) export(c keyClass, keyType uint, length int, wrapper, key pkcs11.ObjectHandle) (EKT, error) {
+	wrapped, err := s.wrap(c, wrapper, key)
+	if err != nil {
+		return nil, err
+	}
+	failpoint.Hit("hbk.wrapped")
+	ekt := keyToken{generation: firstGeneration, class: c, keyType: keyType, length: length, wrapped: wrapped}.encode()
+	if _, err := ekt.parse(); err != nil {
+		return nil, fmt.Errorf("wrapping: the device's output of %d bytes is of no known form", len(wrapped))
+	}
+	return ekt, nil
+}
+
+func (s *session) wrap(c keyClass, wrapper, key pkcs11.ObjectHandle) ([]byte, error) {
+	wrapped, err := s.t.module.p11.WrapKey(s.handle, mechanism(c.wrapMechanism()), wrapper, key)
+	return wrapped, deviceError("wrapping", err)
+}
+
+func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	object, err := s.t.module.p11.UnwrapKey(s.handle, mechanism(c.wrapMechanism()), wrapper, wrapped, template)
+	return object, deviceError("unwrapping", err)
+}
+
+func (s *session) destroy(object pkcs11.ObjectHandle) {
+	if err := s.t.module.p11.DestroyObject(s.handle, object); err != nil {
+		s.t.log.Warn("destroying a session object", "token", s.t.info.Label, "error", deviceError("destroying", err))
+	}
+}
+
+// unwrapFor brings an EKT back for the given uses.
+func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.ObjectHandle, error) {
+	if k.generation != firstGeneration {
+		return 0, fmt.Errorf("%w: domain key generation %d is not on this token", ErrInvalidEKT, k.generation)
+	}
+	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, useTemplate(k.keyType, uses...))
+	code, ok := codeOf(err)
+	if !ok || classify(code) != classData {
+		return object, err
+	}
+	s.t.stats.failed(code)
+	if s.healthy(keys.probe) {
+		return 0, fmt.Errorf("%w (%s)", ErrInvalidEKT, codeName(code))
+	}
+	return 0, fmt.Errorf("%w: %w, and the known-answer probe fails too", ErrUnavailable, err)
+}
+
+func (s *session) healthy(p probe) bool {
+	plain := make([]byte, len(p.sealed))
+	n, code := s.t.module.native.gcm(true, s.handle, p.key, probeIV, nil, p.sealed, plain)
+	return code == pkcs11.CKR_OK && p.passed(plain[:n])
+}
+
+// uses of an unwrapped key in the handle cache, by class. Check values are
+// made by copies of their own, so that no copy can do everything.
+var classUses = map[keyClass][]uint{
+	classAES:     {pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT},
+	classGeneric: {pkcs11.CKA_SIGN},
+}
+
+// load is the handle cache's: it must not depend on any caller's context.
+func (d *Domain) load(ekt EKT, victim *handle) (object pkcs11.ObjectHandle, epoch uint64, err error) {
+	k, err := ekt.parse()
+	if err == nil && len(classUses[k.class]) == 0 {
+		err = fmt.Errorf("%w: %s keys have no use here", ErrArgument, k.class)
+	}
+	keys, currentErr := d.current(background)
+	if err = errors.Join(err, currentErr); err != nil {
+		d.destroyIfAny(victim)
+		return 0, 0, err
+	}
+	err = d.t.onKeeperWaiting(func(s *session) error {
+		if victim != nil && victim.epoch == s.t.epoch.Load() {
+			s.destroy(victim.object)
+		}
+		if epoch = s.t.epoch.Load(); keys.epoch != epoch {
+			return errStale
+		}
+		object, err = s.unwrapFor(keys, k, classUses[k.class]...)
+		return err
+	})
+	return object, epoch, err
+}
+
+func (d *Domain) destroyIfAny(h *handle) {
+	if h != nil {
+		d.destroy(h)
+	}
+}
+
+// destroy is the handle cache's; it may be called by a worker, so it waits for
+// nothing.
+func (d *Domain) destroy(h *handle) {
+	go func() {
+		_ = d.t.onKeeperWaiting(func(s *session) error {
+			if h.epoch == s.t.epoch.Load() {
+				s.destroy(h.object)
+			}
+			return nil
+		})
+	}()
+}

@@ -1,0 +1,76 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// benchPlain is how many bytes RawBench seals or opens per operation.
+const benchPlain = 32
+
+// RawBench measures the device: sessions callers, each with a session of its
+// own, run the fused AES-GCM call on 32 bytes in a loop for d, without queue,
+// cache or copies. It is what the rest of this package is measured against.
+func RawBench(cfg Config, d time.Duration, sessions int, decrypt bool) (opsPerSec float64, err error) {
+	cfg.Metrics = nil
+	t, err := Open(context.Background(), cfg)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, t.Close()) }()
+	callers := make([]*session, sessions)
+	for i := range callers {
+		if callers[i], err = t.openSession(); err != nil {
+			return 0, err
+		}
+		defer callers[i].close()
+	}
+	key, err := t.module.p11.GenerateKey(callers[0].handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
+	if err != nil {
+		return 0, deviceError("generating the benchmark's key", err)
+	}
+	counts, codes := make([]int, sessions), make([]uint, sessions)
+	var group sync.WaitGroup
+	start := time.Now()
+	for i, s := range callers {
+		group.Go(func() { counts[i], codes[i] = s.spin(key, d, decrypt) })
+	}
+	group.Wait()
+	took := time.Since(start)
+	total := 0
+	for i, n := range counts {
+		if codes[i] != pkcs11.CKR_OK {
+			return 0, fmt.Errorf("benchmarking: %w", &DeviceError{Doing: "calling", Code: codes[i]})
+		}
+		total += n
+	}
+	return float64(total) / took.Seconds(), nil
+}
+
+// spin repeats one call until d is over.
+func (s *session) spin(key pkcs11.ObjectHandle, d time.Duration, decrypt bool) (n int, code uint) {
+	native := s.t.module.native
+	iv, aad := make([]byte, 12), make([]byte, 64)
+	in, out := make([]byte, benchPlain), make([]byte, benchPlain+tagSize)
+	if decrypt {
+		length, code := native.gcm(false, s.handle, key, iv, aad, in, out)
+		if code != pkcs11.CKR_OK {
+			return 0, code
+		}
+		in, out = out[:length], make([]byte, length)
+	}
+	for end := time.Now().Add(d); time.Now().Before(end); {
+		for range 64 { // so that the clock is not what is measured
+			if _, code = native.gcm(decrypt, s.handle, key, iv, aad, in, out); code != pkcs11.CKR_OK {
+				return n, code
+			}
+			n++
+		}
+	}
+	return n, code
+}

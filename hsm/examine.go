@@ -1,0 +1,167 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Report is what doctor shows about a token.
+type Report struct {
+	Module     string           `json:"module"`
+	Tokens     []Info           `json:"tokens"`          // all that the library shows
+	Token      *Info            `json:"token,omitempty"` // the one that is configured
+	LoggedIn   bool             `json:"loggedIn"`
+	Mechanisms []MechanismCheck `json:"mechanisms"`
+	Domains    []string         `json:"domains"` // ids of deployments with objects here
+	Findings   []Finding        `json:"findings"`
+}
+
+// MechanismCheck says whether the token has a mechanism that Trent uses.
+type MechanismCheck struct {
+	Name     string `json:"name"`
+	Purpose  string `json:"purpose"`
+	Required bool   `json:"required"`
+	Present  bool   `json:"present"`
+}
+
+// Severities of findings.
+const (
+	SeverityError   = "error"   // Trent cannot run with this token
+	SeverityWarning = "warning" // it can, with what the text says
+)
+
+// Finding is one thing that doctor has to say, with the next step.
+type Finding struct {
+	Severity string `json:"severity"`
+	Text     string `json:"text"`
+}
+
+// Usable reports whether nothing that Trent needs is missing.
+func (r Report) Usable() bool {
+	for _, f := range r.Findings {
+		if f.Severity == SeverityError {
+			return false
+		}
+	}
+	return true
+}
+
+func (r *Report) add(severity, format string, args ...any) {
+	r.Findings = append(r.Findings, Finding{severity, fmt.Sprintf(format, args...)})
+}
+
+// needs lists the mechanisms with the flags that make them useful.
+var needs = []struct {
+	name, purpose string
+	mechanism     uint
+	flags         uint
+	required      bool
+}{
+	{"CKM_AES_KEY_GEN", "making domain and backing keys", pkcs11.CKM_AES_KEY_GEN, pkcs11.CKF_GENERATE, true},
+	{"CKM_AES_GCM", "encrypting and decrypting", pkcs11.CKM_AES_GCM, pkcs11.CKF_ENCRYPT | pkcs11.CKF_DECRYPT, true},
+	{"CKM_AES_KEY_WRAP", "wrapping AES backing keys", pkcs11.CKM_AES_KEY_WRAP, pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP, true},
+	{"CKM_AES_KEY_WRAP_PAD", "wrapping secrets of access keys and private keys", pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP, true},
+	{"CKM_GENERIC_SECRET_KEY_GEN", "making the MAC key of database rows", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKF_GENERATE, true},
+	{"CKM_SHA256_HMAC", "MACs of database rows and signatures of requests", pkcs11.CKM_SHA256_HMAC, pkcs11.CKF_SIGN | pkcs11.CKF_VERIFY, true},
+	{"CKM_AES_CMAC", "check values of AES keys", pkcs11.CKM_AES_CMAC, pkcs11.CKF_SIGN, true},
+	{"CKM_EC_KEY_PAIR_GEN", "making elliptic curve keys, and proving that private keys stay in", pkcs11.CKM_EC_KEY_PAIR_GEN, pkcs11.CKF_GENERATE_KEY_PAIR, false},
+}
+
+// Examine looks at what cfg names and says what is missing and what that
+// means. It works with whatever is there: the error is set only if ctx ended.
+// The PIN is tried at most once.
+func Examine(ctx context.Context, cfg Config) (Report, error) {
+	r := Report{Module: cfg.Module}
+	if err := ctx.Err(); err != nil {
+		return r, err
+	}
+	cfg.Metrics = nil
+	r.lookAround(cfg.withDefaults())
+	if !r.Usable() {
+		return r, nil
+	}
+	t, err := Open(ctx, cfg)
+	if err != nil {
+		r.add(SeverityError, "%v", err)
+		return r, ctx.Err()
+	}
+	defer t.Close() //nolint:errcheck // only read from
+	r.LoggedIn = true
+	r.lookInside(ctx, t)
+	return r, ctx.Err()
+}
+
+// lookAround needs no login.
+func (r *Report) lookAround(cfg Config) {
+	modules.mu.Lock()
+	defer modules.mu.Unlock()
+	m, err := load(cfg.Module)
+	if err == nil {
+		err = m.look(func() error { return r.lookAtSlots(m, cfg) })
+	}
+	if err != nil {
+		r.add(SeverityError, "%v", err)
+	}
+}
+
+func (r *Report) lookAtSlots(m *module, cfg Config) error {
+	slots, err := m.slots()
+	if err != nil {
+		return err
+	}
+	for _, s := range slots {
+		if s.token.Flags&pkcs11.CKF_TOKEN_INITIALIZED != 0 {
+			r.Tokens = append(r.Tokens, m.describe(s))
+		}
+	}
+	chosen, err := choose(slots, cfg)
+	if err != nil {
+		return err
+	}
+	info := m.describe(chosen)
+	r.Token = &info
+	if chosen.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
+		r.add(SeverityWarning, "a wrong PIN was tried on token %q lately; find out by whom", info.Label)
+	}
+	r.lookAtMechanisms(m, chosen)
+	return loginAllowed(chosen, cfg.PIN)
+}
+
+func (r *Report) lookAtMechanisms(m *module, s slot) {
+	for _, need := range needs {
+		info, err := m.p11.GetMechanismInfo(s.id, mechanism(need.mechanism))
+		present := err == nil && info.Flags&need.flags == need.flags
+		r.Mechanisms = append(r.Mechanisms, MechanismCheck{need.name, need.purpose, need.required, present})
+		switch {
+		case present:
+		case need.required:
+			r.add(SeverityError, "the token has no %s, which Trent needs for %s; enable it (look for a FIPS mode or a licence) or choose another device", need.name, need.purpose)
+		default:
+			r.add(SeverityWarning, "the token has no %s: no %s", need.name, need.purpose)
+		}
+	}
+}
+
+func (r *Report) lookInside(ctx context.Context, t *Token) {
+	if err := t.Ping(ctx); err != nil {
+		r.add(SeverityError, "asking for random bytes: %v", err)
+	}
+	r.add(SeverityWarning, "domain keys are of the %s profile: keys in use can never be taken out, but whoever holds the PIN can take out keys that he makes himself, and domain keys cannot be copied to a further HSM", profileLocked)
+	ids, err := t.Domains(ctx)
+	if err != nil {
+		r.add(SeverityError, "%v", err)
+	}
+	for _, id := range ids {
+		r.Domains = append(r.Domains, id.String())
+		switch _, err := t.OpenDomain(ctx, id); {
+		case err == nil:
+		case errors.Is(err, ErrNoDomain):
+			r.add(SeverityWarning, "%v", err)
+		default:
+			r.add(SeverityError, "%v", err)
+		}
+	}
+}

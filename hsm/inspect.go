@@ -1,0 +1,194 @@
+package hsm
+
+import (
+	"bytes"
+	"encoding/asn1"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+)
+
+// inspect refuses a domain whose objects are not as CreateDomain makes them.
+// Unwrap templates cannot be read on every device, so it tries instead what
+// they must forbid.
+func (s *session) inspect(keys *domainKeys) error {
+	for c, key := range keys.wrap {
+		if err := s.inspectFlags(domainKeyRole(c), key, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP); err != nil {
+			return err
+		}
+		if err := s.inspectLock(c, key); err != nil {
+			return err
+		}
+	}
+	return s.inspectFlags(macRole, keys.mac, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY)
+}
+
+func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uint) error {
+	wanted := append(usage(uses...),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_ALWAYS_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_NEVER_EXTRACTABLE, true),
+		attr(pkcs11.CKA_LOCAL, true),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+	)
+	for _, a := range wanted {
+		ok, err := s.flag(key, a.Type, a.Value[0] != 0)
+		if err != nil {
+			return fmt.Errorf("inspecting the %s key: %w", role, err)
+		}
+		if !ok {
+			return fmt.Errorf("%w: attribute 0x%X of the %s key is not %t; it was not made by Trent or was changed: do not use this token before you know why",
+				ErrDomainConflict, a.Type, role, a.Value[0] != 0)
+		}
+	}
+	return nil
+}
+
+// inspectLock wraps a throw-away key and asks for it back in the forms that
+// the unwrap template must forbid.
+func (s *session) inspectLock(c keyClass, key pkcs11.ObjectHandle) error {
+	wrapped, keyType, err := s.throwAway(c, key)
+	if err != nil {
+		return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
+	}
+	if wrapped == nil {
+		return nil
+	}
+	good := useTemplate(keyType)
+	if c == classPrivate {
+		good = privateUseTemplate(keyType)
+	}
+	object, err := s.unwrap(c, key, wrapped, good)
+	if err != nil {
+		return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
+	}
+	s.destroy(object)
+	bad := []*pkcs11.Attribute{
+		attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_SENSITIVE, false), attr(pkcs11.CKA_TOKEN, true),
+	}
+	if c != classPrivate {
+		bad = append(bad, attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_DERIVE, true), attr(pkcs11.CKA_MODIFIABLE, true))
+	}
+	for _, forbidden := range bad {
+		object, err := s.unwrap(c, key, wrapped, altered(good, forbidden))
+		if err == nil {
+			s.destroy(object)
+			return fmt.Errorf("%w: the %s key unwraps objects with attribute 0x%X = %t, so a PIN holder could take backing keys out; it was not made by Trent, or the device ignores unwrap templates",
+				ErrDomainConflict, domainKeyRole(c), forbidden.Type, forbidden.Value[0] != 0)
+		}
+		if code, ok := codeOf(err); ok && classify(code) != classOther && classify(code) != classData {
+			return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
+		}
+	}
+	return nil
+}
+
+// altered returns template with one attribute replaced.
+func altered(template []*pkcs11.Attribute, with *pkcs11.Attribute) []*pkcs11.Attribute {
+	out := make([]*pkcs11.Attribute, 0, len(template))
+	for _, a := range template {
+		if a.Type == with.Type {
+			a = with
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+// throwAway makes a key of the class, wraps it and destroys it. It returns no
+// bytes where the device cannot make one, which for private keys is not fatal
+// here: symmetric keys do without.
+func (s *session) throwAway(c keyClass, wrapper pkcs11.ObjectHandle) (wrapped []byte, keyType uint, err error) {
+	p11 := s.t.module.p11
+	var key pkcs11.ObjectHandle
+	switch c {
+	case classAES:
+		keyType = pkcs11.CKK_AES
+		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), backingKeyTemplate(keyType))
+	case classGeneric:
+		keyType = pkcs11.CKK_GENERIC_SECRET
+		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN), backingKeyTemplate(keyType))
+	case classPrivate:
+		keyType = pkcs11.CKK_EC
+		var public pkcs11.ObjectHandle
+		public, key, err = s.generateP256()
+		if err != nil {
+			return nil, 0, nil
+		}
+		defer s.destroy(public)
+	}
+	if err != nil {
+		return nil, 0, deviceError("generating a throw-away key", err)
+	}
+	defer s.destroy(key)
+	wrapped, err = s.wrap(c, wrapper, key)
+	return wrapped, keyType, err
+}
+
+func (s *session) generateP256() (public, private pkcs11.ObjectHandle, err error) {
+	curve, err := asn1.Marshal(oidP256)
+	if err != nil {
+		return 0, 0, fmt.Errorf("encoding a curve's name: %w", err)
+	}
+	return s.t.module.p11.GenerateKeyPair(s.handle, mechanism(pkcs11.CKM_EC_KEY_PAIR_GEN),
+		[]*pkcs11.Attribute{
+			attr(pkcs11.CKA_TOKEN, false),
+			attr(pkcs11.CKA_VERIFY, true),
+			attr(pkcs11.CKA_EC_PARAMS, curve),
+		},
+		[]*pkcs11.Attribute{
+			attr(pkcs11.CKA_TOKEN, false),
+			attr(pkcs11.CKA_PRIVATE, true),
+			attr(pkcs11.CKA_SENSITIVE, true),
+			attr(pkcs11.CKA_EXTRACTABLE, true),
+			attr(pkcs11.CKA_SIGN, true),
+		})
+}
+
+var oidP256 = asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}
+
+func privateUseTemplate(keyType uint) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
+		attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_TOKEN, false),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_DECRYPT, false),
+		attr(pkcs11.CKA_SIGN, true),
+		attr(pkcs11.CKA_UNWRAP, false),
+		attr(pkcs11.CKA_DERIVE, false),
+	}
+}
+
+// probe is a known answer. A call that failed for reasons that may lie in the
+// data or in the device is followed by it: if it still comes out right, the
+// data was bad.
+type probe struct {
+	key    pkcs11.ObjectHandle
+	sealed []byte
+}
+
+var (
+	probeIV    = []byte("trent probe!")
+	probePlain = []byte("the device is healthy")
+)
+
+// newProbe makes a session key that lives as long as the epoch.
+func (s *session) newProbe() (probe, error) {
+	key, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
+	if err != nil {
+		return probe{}, deviceError("generating the probe key", err)
+	}
+	sealed := make([]byte, len(probePlain)+tagSize)
+	n, code := s.t.module.native.gcm(false, s.handle, key, probeIV, nil, probePlain, sealed)
+	if code != pkcs11.CKR_OK {
+		return probe{}, &DeviceError{Doing: "sealing the probe", Code: code}
+	}
+	return probe{key, sealed[:n]}, nil
+}
+
+func (p probe) passed(plain []byte) bool { return bytes.Equal(plain, probePlain) }

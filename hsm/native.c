@@ -1,0 +1,152 @@
+#include "native.h"
+
+#include <dlfcn.h>
+#include <stddef.h>
+
+// Indices into ck_functions.fn.
+enum {
+	C_CreateObject = 20,
+	C_EncryptInit = 29,
+	C_Encrypt = 30,
+	C_DecryptInit = 33,
+	C_Decrypt = 34,
+	C_SignInit = 42,
+	C_Sign = 43,
+	C_VerifyInit = 48,
+	C_Verify = 49,
+	C_GenerateRandom = 64,
+};
+
+enum {
+	CKM_AES_GCM = 0x1087,
+	CKO_SECRET_KEY = 4,
+	CKK_GENERIC_SECRET = 0x10,
+	CKA_CLASS = 0x000,
+	CKA_TOKEN = 0x001,
+	CKA_PRIVATE = 0x002,
+	CKA_VALUE = 0x011,
+	CKA_KEY_TYPE = 0x100,
+	CKA_SENSITIVE = 0x103,
+	CKA_ENCRYPT = 0x104,
+	CKA_DECRYPT = 0x105,
+	CKA_WRAP = 0x106,
+	CKA_UNWRAP = 0x107,
+	CKA_SIGN = 0x108,
+	CKA_VERIFY = 0x10A,
+	CKA_DERIVE = 0x10C,
+	CKA_EXTRACTABLE = 0x162,
+};
+
+typedef struct {
+	ck_ulong mechanism;
+	void *parameter;
+	ck_ulong length;
+} ck_mechanism;
+
+typedef struct {
+	ck_byte *iv;
+	ck_ulong iv_length;
+	ck_ulong iv_bits;
+	ck_byte *aad;
+	ck_ulong aad_length;
+	ck_ulong tag_bits;
+} ck_gcm_params;
+
+typedef ck_ulong (*get_function_list)(ck_functions **);
+typedef ck_ulong (*init_call)(ck_ulong, ck_mechanism *, ck_ulong);
+typedef ck_ulong (*crypt_call)(ck_ulong, ck_byte *, ck_ulong, ck_byte *, ck_ulong *);
+typedef ck_ulong (*verify_call)(ck_ulong, ck_byte *, ck_ulong, ck_byte *, ck_ulong);
+typedef ck_ulong (*random_call)(ck_ulong, ck_byte *, ck_ulong);
+typedef ck_ulong (*create_call)(ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
+
+// trent_load never unloads: vendors' libraries keep threads and exit handlers
+// that outlive C_Finalize.
+ck_functions *trent_load(const char *path, const char **why)
+{
+	*why = NULL;
+	void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+	if (library == NULL) {
+		*why = dlerror();
+		return NULL;
+	}
+	get_function_list get = (get_function_list)dlsym(library, "C_GetFunctionList");
+	ck_functions *list = NULL;
+	if (get == NULL || get(&list) != 0 || list == NULL) {
+		*why = "the library has no C_GetFunctionList: it is not a PKCS#11 module";
+		return NULL;
+	}
+	return list;
+}
+
+ck_result trent_gcm(ck_functions *f, int decrypt, ck_ulong session, ck_ulong key,
+	ck_byte *iv, ck_ulong iv_length, ck_byte *aad, ck_ulong aad_length,
+	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity)
+{
+	ck_gcm_params params = {iv, iv_length, iv_length * 8, aad_length ? aad : NULL, aad_length, 128};
+	ck_mechanism mechanism = {CKM_AES_GCM, &params, sizeof(params)};
+	ck_result result = {0, out_capacity};
+	result.code = ((init_call)f->fn[decrypt ? C_DecryptInit : C_EncryptInit])(session, &mechanism, key);
+	if (result.code != 0) {
+		return result;
+	}
+	result.code = ((crypt_call)f->fn[decrypt ? C_Decrypt : C_Encrypt])(
+		session, in, in_length, out, &result.length);
+	return result;
+}
+
+ck_result trent_sign(ck_functions *f, ck_ulong mechanism_type, ck_ulong session, ck_ulong key,
+	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity)
+{
+	ck_mechanism mechanism = {mechanism_type, NULL, 0};
+	ck_result result = {0, out_capacity};
+	result.code = ((init_call)f->fn[C_SignInit])(session, &mechanism, key);
+	if (result.code != 0) {
+		return result;
+	}
+	result.code = ((crypt_call)f->fn[C_Sign])(session, in, in_length, out, &result.length);
+	return result;
+}
+
+ck_ulong trent_verify(ck_functions *f, ck_ulong mechanism_type, ck_ulong session, ck_ulong key,
+	ck_byte *in, ck_ulong in_length, ck_byte *mac, ck_ulong mac_length)
+{
+	ck_mechanism mechanism = {mechanism_type, NULL, 0};
+	ck_ulong code = ((init_call)f->fn[C_VerifyInit])(session, &mechanism, key);
+	if (code != 0) {
+		return code;
+	}
+	return ((verify_call)f->fn[C_Verify])(session, in, in_length, mac, mac_length);
+}
+
+ck_ulong trent_random(ck_functions *f, ck_ulong session, ck_byte *out, ck_ulong length)
+{
+	return ((random_call)f->fn[C_GenerateRandom])(session, out, length);
+}
+
+// trent_import_secret makes a session object that can only be wrapped. The
+// secret is read where the caller keeps it: no copy is made on this side.
+ck_result trent_import_secret(ck_functions *f, ck_ulong session, ck_byte *secret, ck_ulong length)
+{
+	ck_ulong class = CKO_SECRET_KEY, type = CKK_GENERIC_SECRET;
+	ck_byte yes = 1, no = 0;
+	ck_attribute template[] = {
+		{CKA_CLASS, &class, sizeof(class)},
+		{CKA_KEY_TYPE, &type, sizeof(type)},
+		{CKA_TOKEN, &no, 1},
+		{CKA_PRIVATE, &yes, 1},
+		{CKA_SENSITIVE, &yes, 1},
+		{CKA_EXTRACTABLE, &yes, 1},
+		{CKA_ENCRYPT, &no, 1},
+		{CKA_DECRYPT, &no, 1},
+		{CKA_SIGN, &no, 1},
+		{CKA_VERIFY, &no, 1},
+		{CKA_WRAP, &no, 1},
+		{CKA_UNWRAP, &no, 1},
+		{CKA_DERIVE, &no, 1},
+		{CKA_VALUE, secret, length},
+	};
+	ck_result result = {0, 0};
+	result.code = ((create_call)f->fn[C_CreateObject])(
+		session, template, sizeof(template) / sizeof(template[0]), &result.length);
+	return result;
+}

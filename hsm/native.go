@@ -1,0 +1,110 @@
+package hsm
+
+/*
+#cgo linux LDFLAGS: -ldl
+#cgo noescape trent_gcm
+#cgo nocallback trent_gcm
+#cgo noescape trent_sign
+#cgo nocallback trent_sign
+#cgo noescape trent_verify
+#cgo nocallback trent_verify
+#cgo noescape trent_random
+#cgo nocallback trent_random
+#include <stdlib.h>
+#include <string.h>
+#include "native.h"
+*/
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// native holds a loaded library's function list. Each method below is one cgo
+// call for what PKCS#11 does in two, on the caller's own buffers: the C side
+// keeps no copy that would need wiping.
+type native struct{ functions *C.ck_functions }
+
+// loadNative loads the library at path. It is never unloaded.
+func loadNative(path string) (native, error) {
+	name := C.CString(path)
+	defer C.free(unsafe.Pointer(name))
+	var why *C.char
+	functions := C.trent_load(name, &why)
+	if functions == nil {
+		return native{}, fmt.Errorf("%w: %s; install the vendor's library and set its path", ErrModule, C.GoString(why))
+	}
+	return native{functions}, nil
+}
+
+func bytesOf(b []byte) (*C.ck_byte, C.ck_ulong) {
+	return (*C.ck_byte)(unsafe.SliceData(b)), C.ck_ulong(len(b))
+}
+
+// gcm seals in into out (at least len(in)+16 bytes) or opens it. It returns
+// the number of bytes written and the CKR_ code.
+func (n native) gcm(open bool, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, iv, aad, in, out []byte) (int, uint) {
+	ivPtr, ivLen := bytesOf(iv)
+	aadPtr, aadLen := bytesOf(aad)
+	inPtr, inLen := bytesOf(in)
+	outPtr, outLen := bytesOf(out)
+	decrypt := C.int(0)
+	if open {
+		decrypt = 1
+	}
+	r := C.trent_gcm(n.functions, decrypt, C.ck_ulong(session), C.ck_ulong(key),
+		ivPtr, ivLen, aadPtr, aadLen, inPtr, inLen, outPtr, outLen)
+	return int(r.length), uint(r.code)
+}
+
+func (n native) sign(mechanism uint, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, in, out []byte) (int, uint) {
+	inPtr, inLen := bytesOf(in)
+	outPtr, outLen := bytesOf(out)
+	r := C.trent_sign(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(key),
+		inPtr, inLen, outPtr, outLen)
+	return int(r.length), uint(r.code)
+}
+
+func (n native) verify(mechanism uint, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, in, mac []byte) uint {
+	inPtr, inLen := bytesOf(in)
+	macPtr, macLen := bytesOf(mac)
+	return uint(C.trent_verify(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(key),
+		inPtr, inLen, macPtr, macLen))
+}
+
+func (n native) random(session pkcs11.SessionHandle, out []byte) uint {
+	outPtr, outLen := bytesOf(out)
+	return uint(C.trent_random(n.functions, C.ck_ulong(session), outPtr, outLen))
+}
+
+// importSecret makes a generic secret session object that can be wrapped and
+// nothing else.
+func (n native) importSecret(session pkcs11.SessionHandle, secret []byte) (pkcs11.ObjectHandle, uint) {
+	ptr, length := bytesOf(secret)
+	r := C.trent_import_secret(n.functions, C.ck_ulong(session), ptr, length)
+	return pkcs11.ObjectHandle(r.length), uint(r.code)
+}
+
+// nestedTemplate builds a CK_ATTRIBUTE array in C memory and returns it as the
+// value of an attribute such as CKA_UNWRAP_TEMPLATE, which miekg copies but
+// cannot build. The value holds C pointers: it is good until free is called.
+func nestedTemplate(attributes []*pkcs11.Attribute) (value []byte, free func()) {
+	size := C.size_t(unsafe.Sizeof(C.ck_attribute{}))
+	array := C.calloc(C.size_t(len(attributes)), size)
+	list := unsafe.Slice((*C.ck_attribute)(array), len(attributes))
+	for i, a := range attributes {
+		list[i]._type = C.ck_ulong(a.Type)
+		list[i].value = C.CBytes(a.Value)
+		list[i].length = C.ck_ulong(len(a.Value))
+	}
+	free = func() {
+		for i := range list {
+			C.free(list[i].value)
+		}
+		C.free(array)
+	}
+	return C.GoBytes(array, C.int(size)*C.int(len(attributes))), free
+}

@@ -1,0 +1,44 @@
+// The part of PKCS#11 v2.40 that the hot calls need, declared here because the
+// standard's own headers cannot be had from another Go module.
+#ifndef TRENT_NATIVE_H
+#define TRENT_NATIVE_H
+
+typedef unsigned char ck_byte;
+typedef unsigned long ck_ulong;
+
+typedef struct {
+	ck_ulong type;
+	void *value;
+	ck_ulong length;
+} ck_attribute;
+
+// A library's function list (CK_FUNCTION_LIST): a version, then 68 pointers in
+// the order of PKCS#11 §5.
+typedef struct {
+	struct { ck_byte major, minor; } version;
+	void *fn[68];
+} ck_functions;
+
+typedef struct {
+	ck_ulong code;   // CKR_...
+	ck_ulong length; // bytes of output, or an object handle
+} ck_result;
+
+ck_functions *trent_load(const char *path, const char **why);
+
+ck_result trent_gcm(ck_functions *f, int decrypt, ck_ulong session, ck_ulong key,
+	ck_byte *iv, ck_ulong iv_length, ck_byte *aad, ck_ulong aad_length,
+	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity);
+
+ck_result trent_sign(ck_functions *f, ck_ulong mechanism, ck_ulong session, ck_ulong key,
+	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity);
+
+ck_ulong trent_verify(ck_functions *f, ck_ulong mechanism, ck_ulong session, ck_ulong key,
+	ck_byte *in, ck_ulong in_length, ck_byte *mac, ck_ulong mac_length);
+
+ck_ulong trent_random(ck_functions *f, ck_ulong session, ck_byte *out, ck_ulong length);
+
+ck_result trent_import_secret(ck_functions *f, ck_ulong session,
+	ck_byte *secret, ck_ulong length);
+
+#endif

@@ -1,0 +1,240 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/miekg/pkcs11"
+)
+
+const (
+	tagSize = 16 // bytes of a GCM tag
+	macSize = 32 // bytes of an HMAC-SHA-256
+)
+
+// Encrypt seals plaintext by AES-256-GCM under the backing key in ekt. iv has
+// 12 or 16 bytes and must never repeat under one key. It returns the
+// ciphertext with its 16-byte tag.
+func (d *Domain) Encrypt(ctx context.Context, ekt EKT, iv, aad, plaintext []byte) ([]byte, error) {
+	if err := checkIV(iv); err != nil {
+		return nil, err
+	}
+	return d.use(ctx, ekt, classAES, func(epoch uint64) *request {
+		r := newRequest(opEncrypt, epoch)
+		r.input(iv, aad, plaintext, nil, len(plaintext)+tagSize)
+		return r
+	})
+}
+
+// Decrypt opens what Encrypt returned: ciphertext and 16-byte tag. It returns
+// ErrInvalidCiphertext if key, iv, aad or ciphertext is not the one that was
+// sealed. The plaintext is the caller's to wipe.
+func (d *Domain) Decrypt(ctx context.Context, ekt EKT, iv, aad, ciphertext []byte) ([]byte, error) {
+	if err := checkIV(iv); err != nil {
+		return nil, err
+	}
+	if len(ciphertext) < tagSize {
+		return nil, fmt.Errorf("%w: it is shorter than a tag", ErrInvalidCiphertext)
+	}
+	plaintext, err := d.use(ctx, ekt, classAES, func(epoch uint64) *request {
+		r := newRequest(opDecrypt, epoch)
+		r.input(iv, aad, ciphertext, nil, len(ciphertext))
+		return r
+	})
+	if code, ok := codeOf(err); ok {
+		return nil, d.blame(ctx, code, err)
+	}
+	return plaintext, err
+}
+
+// blame decides whether a refused decryption is the ciphertext's fault.
+func (d *Domain) blame(ctx context.Context, code uint, err error) error {
+	switch classify(code) {
+	case classForged:
+		return fmt.Errorf("%w (%s)", ErrInvalidCiphertext, codeName(code))
+	case classData:
+	default:
+		return err
+	}
+	healthy := false
+	probeErr := d.onKeeper(ctx, func(s *session, keys *domainKeys) error {
+		healthy = s.healthy(keys.probe)
+		return nil
+	})
+	switch {
+	case probeErr != nil:
+		return errors.Join(err, probeErr)
+	case !healthy:
+		return fmt.Errorf("%w: %w, and the known-answer probe fails too", ErrUnavailable, err)
+	}
+	return fmt.Errorf("%w (%s)", ErrInvalidCiphertext, codeName(code))
+}
+
+// checkIV refuses what some devices would take: SoftHSM accepts an empty IV.
+func checkIV(iv []byte) error {
+	if len(iv) != 12 && len(iv) != 16 {
+		return fmt.Errorf("%w: an IV has 12 or 16 bytes, not %d", ErrArgument, len(iv))
+	}
+	return nil
+}
+
+// HMAC returns HMAC-SHA-256 (32 bytes) of message under the generic secret in
+// ekt.
+func (d *Domain) HMAC(ctx context.Context, ekt EKT, message []byte) ([]byte, error) {
+	return d.use(ctx, ekt, classGeneric, func(epoch uint64) *request {
+		r := newRequest(opHMAC, epoch)
+		r.input(nil, nil, message, nil, macSize)
+		return r
+	})
+}
+
+// use runs one request with the key in ekt, once more if its handle turned
+// out to be stale.
+func (d *Domain) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch uint64) *request) ([]byte, error) {
+	if ekt.class() != c {
+		return nil, fmt.Errorf("%w: it holds no %s key", ErrInvalidEKT, c)
+	}
+	for try := 0; ; try++ {
+		h, err := d.cache.acquire(ctx, ekt)
+		if errors.Is(err, errStale) && try == 0 {
+			continue
+		}
+		if err != nil {
+			return nil, settled(err)
+		}
+		r := build(h.epoch)
+		r.key, r.handle = h.object, h
+		out, err := d.t.lane.do(ctx, r) // releases h
+		if try == 0 && stale(err) {
+			h.drop()
+			continue
+		}
+		return out, settled(err)
+	}
+}
+
+// stale says whether a fresh handle may help.
+func stale(err error) bool {
+	if err == nil {
+		return false
+	}
+	code, ok := codeOf(err)
+	return errors.Is(err, errStale) || ok && classify(code) == classHandle
+}
+
+// checkMessage is what check values are the MAC of.
+var checkMessage = []byte("Trent check value 1")
+
+// CheckValue identifies key material without giving any of it away: the CMAC
+// (AES, 16 bytes) or HMAC-SHA-256 (generic secret, 32 bytes) of a constant,
+// computed in the HSM. Equal keys have equal values. It is never the classic
+// check value, which is the base of GCM's authentication key.
+func (d *Domain) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
+	k, err := ekt.parse()
+	if err != nil {
+		return nil, err
+	}
+	mechanism, size := uint(pkcs11.CKM_AES_CMAC), 16
+	switch k.class {
+	case classGeneric:
+		mechanism, size = pkcs11.CKM_SHA256_HMAC, macSize
+	case classPrivate:
+		return nil, fmt.Errorf("%w: a private key has a public key instead of a check value", ErrArgument)
+	}
+	var value []byte
+	err = d.onKeeper(ctx, func(s *session, keys *domainKeys) error {
+		object, err := s.unwrapFor(keys, k, pkcs11.CKA_SIGN)
+		if err != nil {
+			return err
+		}
+		defer s.destroy(object)
+		out := make([]byte, size)
+		n, code := s.t.module.native.sign(mechanism, s.handle, object, checkMessage, out)
+		if code != pkcs11.CKR_OK {
+			return &DeviceError{Doing: "computing the check value", Code: code}
+		}
+		value = out[:n]
+		return nil
+	})
+	if err != nil {
+		return nil, err // value may still be written
+	}
+	return value, nil
+}
+
+// Random fills p from the HSM's generator.
+func (d *Domain) Random(ctx context.Context, p []byte) error { return d.t.random(ctx, p) }
+
+// randomChunk is how much one call asks for.
+const randomChunk = 4096
+
+func (t *Token) random(ctx context.Context, p []byte) error {
+	for len(p) > 0 {
+		n := min(len(p), randomChunk)
+		out, err := t.lane.doFresh(ctx, t, func(epoch uint64) *request {
+			r := newRequest(opRandom, epoch)
+			r.input(nil, nil, nil, nil, n)
+			return r
+		})
+		if err != nil {
+			return err
+		}
+		p = p[copy(p, out):]
+		clear(out)
+	}
+	return nil
+}
+
+// doFresh is do for calls that need no key of their own epoch.
+func (l *lane) doFresh(ctx context.Context, t *Token, build func(epoch uint64) *request) ([]byte, error) {
+	out, err := l.do(ctx, build(t.epoch.Load()))
+	if errors.Is(err, errStale) {
+		out, err = l.do(ctx, build(t.epoch.Load()))
+	}
+	return out, settled(err)
+}
+
+// Sum returns HMAC-SHA-256 (32 bytes) of message under the domain's MAC key,
+// and that key's generation. It seals database rows and audit batches.
+func (d *Domain) Sum(ctx context.Context, message []byte) (generation uint32, mac []byte, err error) {
+	mac, err = d.useMACKey(ctx, opHMAC, message, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	return firstGeneration, mac, nil
+}
+
+// Verify checks what Sum returned, in the HSM. It returns ErrMAC if message,
+// generation or mac is not what was sealed.
+func (d *Domain) Verify(ctx context.Context, generation uint32, message, mac []byte) error {
+	if generation != firstGeneration || len(mac) != macSize {
+		return ErrMAC
+	}
+	_, err := d.useMACKey(ctx, opVerify, message, mac)
+	if code, ok := codeOf(err); ok && classify(code) == classForged {
+		return ErrMAC
+	}
+	return err
+}
+
+func (d *Domain) useMACKey(ctx context.Context, o op, message, mac []byte) ([]byte, error) {
+	for try := 0; ; try++ {
+		keys, err := d.current(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r := newRequest(o, keys.epoch)
+		r.key = keys.mac
+		size := 0
+		if o == opHMAC {
+			size = macSize
+		}
+		r.input(nil, nil, message, mac, size)
+		out, err := d.t.lane.do(ctx, r)
+		if try == 0 && stale(err) {
+			continue
+		}
+		return out, settled(err)
+	}
+}

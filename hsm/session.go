@@ -1,0 +1,185 @@
+package hsm
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// session is one PKCS#11 session, owned by one worker goroutine.
+type session struct {
+	t      *Token
+	handle pkcs11.SessionHandle
+	keeper bool
+}
+
+func (t *Token) openSession() (*session, error) {
+	s := &session{t: t}
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// open asks for a read-write session since some devices know no other kind.
+func (s *session) open() error {
+	handle, err := s.t.module.p11.OpenSession(s.t.slot, pkcs11.CKF_SERIAL_SESSION|pkcs11.CKF_RW_SESSION)
+	if err != nil {
+		return deviceError(fmt.Sprintf("opening session on %q", s.t.info.Label), err)
+	}
+	s.handle = handle
+	s.t.stats.sessions.Inc()
+	return nil
+}
+
+// close forgets the handle as well, since a device may give its number to
+// another session. Calls on the invalid handle 0 answer
+// CKR_SESSION_HANDLE_INVALID, which leads back to replace.
+func (s *session) close() {
+	if s.handle == 0 {
+		return
+	}
+	_ = s.t.module.p11.CloseSession(s.handle)
+	s.handle = 0
+	s.t.stats.sessions.Dec()
+}
+
+// replace throws the session away for a new one. Never for the keeper's own,
+// which would take every session object with it: that one is renewed.
+func (s *session) replace() error {
+	s.close()
+	return s.open()
+}
+
+// ensure checks that the keeper's session lives and is logged in; if not it
+// renews both, which begins a new epoch.
+func (s *session) ensure() error {
+	info, err := s.t.module.p11.GetSessionInfo(s.handle)
+	if err == nil && info.State == pkcs11.CKS_RW_USER_FUNCTIONS {
+		return nil
+	}
+	s.t.log.Warn("renewing the login to the HSM", "token", s.t.info.Label, "cause", deviceError("looking at the session", err))
+	if err := s.replace(); err != nil {
+		return err
+	}
+	defer s.t.epoch.Add(1)
+	info, err = s.t.module.p11.GetSessionInfo(s.handle)
+	if err != nil {
+		return deviceError("looking at the session", err)
+	}
+	if info.State == pkcs11.CKS_RW_USER_FUNCTIONS {
+		return nil
+	}
+	return s.login()
+}
+
+// login tries the PIN at most once more in the token's life after it was
+// refused.
+func (s *session) login() error {
+	if s.t.pinRefused.Load() {
+		return fmt.Errorf("%w since it was opened; it is not tried again: restart with the right PIN", ErrPINIncorrect)
+	}
+	err := s.t.module.p11.Login(s.handle, pkcs11.CKU_USER, s.t.cfg.PIN.reveal())
+	code, ok := codeOf(err)
+	switch {
+	case err == nil, ok && code == pkcs11.CKR_USER_ALREADY_LOGGED_IN:
+		return nil
+	case ok && classify(code) == classPIN:
+		s.t.pinRefused.Store(true)
+	}
+	return deviceError(fmt.Sprintf("logging in to %q again", s.t.info.Label), err)
+}
+
+// run does what r asks on this session and leaves the result in r.
+func (s *session) run(r *request) {
+	if r.op == opFunc {
+		s.runFunc(r)
+		return
+	}
+	if r.epoch != s.t.epoch.Load() {
+		r.err = errStale
+		return
+	}
+	start := time.Now()
+	code := s.call(r)
+	r.took = time.Since(start)
+	if code != pkcs11.CKR_OK {
+		s.failed(r, code)
+	}
+}
+
+// runFunc runs a closure on the keeper's session. If the session turned out to
+// be lost, it is renewed and the caller told to begin again.
+func (s *session) runFunc(r *request) {
+	epoch := s.t.epoch.Load()
+	r.err = r.fn(s)
+	code, ok := codeOf(r.err)
+	if !ok {
+		return
+	}
+	s.t.stats.failed(code)
+	switch classify(code) {
+	case classSession, classLogin, classHandle, classDevice:
+		if s.ensure() == nil && s.t.epoch.Load() != epoch {
+			r.err = errStale
+		}
+	}
+}
+
+func (s *session) call(r *request) (code uint) {
+	n := s.t.module.native
+	switch r.op {
+	case opEncrypt:
+		r.length, code = n.gcm(false, s.handle, r.key, r.iv, r.aad, r.in, r.out)
+	case opDecrypt:
+		r.length, code = n.gcm(true, s.handle, r.key, r.iv, r.aad, r.in, r.out)
+	case opHMAC:
+		r.length, code = n.sign(pkcs11.CKM_SHA256_HMAC, s.handle, r.key, r.in, r.out)
+	case opVerify:
+		code = n.verify(pkcs11.CKM_SHA256_HMAC, s.handle, r.key, r.in, r.mac)
+	case opRandom:
+		r.length, code = len(r.out), n.random(s.handle, r.out)
+	}
+	return code
+}
+
+// failed sorts a refused call: lost sessions are replaced and the call made
+// once more; after an unclear code the session is not trusted again.
+func (s *session) failed(r *request, code uint) {
+	r.err = &DeviceError{Doing: r.op.String(), Code: code}
+	s.t.stats.failed(code)
+	switch classify(code) {
+	case classForged, classHandle:
+		return
+	case classSession, classLogin:
+		if s.recovered() != nil {
+			return
+		}
+		if r.epoch != s.t.epoch.Load() {
+			r.err = errStale
+			return
+		}
+		r.err = nil
+		if code = s.call(r); code != pkcs11.CKR_OK {
+			r.err = &DeviceError{Doing: r.op.String(), Code: code}
+		}
+	default:
+		if err := s.replace(); err != nil {
+			s.t.log.Error("replacing a session", "error", err)
+		}
+	}
+}
+
+// recovered replaces a lane's lost session and has the keeper look whether
+// the login and the session objects went with it.
+func (s *session) recovered() error {
+	err := s.replace()
+	if err == nil {
+		err = s.t.checkLogin(background)
+	}
+	if err != nil {
+		s.t.log.Error("recovering a lost session", "token", s.t.info.Label, "error", err)
+	}
+	return err
+}

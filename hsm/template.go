@@ -1,0 +1,126 @@
+package hsm
+
+import (
+	"encoding/binary"
+	"unsafe"
+
+	"github.com/miekg/pkcs11"
+)
+
+// Templates name every usage flag: devices differ in what they default to, and
+// an unwrapped key is usable for everything and readable unless told otherwise
+// (PKCS#11 v2.40 §4.9, §5.13).
+
+func attr(kind uint, value any) *pkcs11.Attribute { return pkcs11.NewAttribute(kind, value) }
+
+// usage returns all usage flags of a secret key, those in allowed true and the rest false.
+func usage(allowed ...uint) []*pkcs11.Attribute {
+	var flags []*pkcs11.Attribute
+	for _, flag := range []uint{
+		pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY,
+		pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE,
+	} {
+		on := false
+		for _, a := range allowed {
+			on = on || a == flag
+		}
+		flags = append(flags, attr(flag, on))
+	}
+	return flags
+}
+
+// mechanisms is the value of CKA_ALLOWED_MECHANISMS: an array of CK_ULONG.
+func mechanisms(list ...uint) []byte {
+	var b []byte
+	for _, m := range list {
+		if unsafe.Sizeof(uintptr(0)) == 8 {
+			b = binary.NativeEndian.AppendUint64(b, uint64(m))
+		} else {
+			b = binary.NativeEndian.AppendUint32(b, uint32(m))
+		}
+	}
+	return b
+}
+
+// backingKeyTemplate makes a backing key that can be wrapped and nothing else.
+// It is EXTRACTABLE only for that, and destroyed at once. Under the locked
+// profile it cannot be WRAP_WITH_TRUSTED, as its domain key is not.
+func backingKeyTemplate(keyType uint) []*pkcs11.Attribute {
+	return sessionKeyTemplate(keyType, true)
+}
+
+// probeKeyTemplate makes a key that never leaves the token nor its session.
+func probeKeyTemplate() []*pkcs11.Attribute {
+	return sessionKeyTemplate(pkcs11.CKK_AES, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT)
+}
+
+func sessionKeyTemplate(keyType uint, extractable bool, uses ...uint) []*pkcs11.Attribute {
+	return append(usage(uses...),
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_VALUE_LEN, aesKeySize),
+		attr(pkcs11.CKA_TOKEN, false),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, extractable),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+	)
+}
+
+// useTemplate is how a secret key comes back from its EKT: for the given uses
+// only, never to leave again. It repeats all that unwrapTemplate pins, because
+// devices refuse templates that leave a pinned attribute out.
+func useTemplate(keyType uint, uses ...uint) []*pkcs11.Attribute {
+	return append(usage(uses...),
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_TOKEN, false),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+	)
+}
+
+// unwrapTemplate is what the locked profile's domain key of a class enforces
+// on everything that it unwraps, whoever asks. MODIFIABLE=false keeps the pinned
+// flags from being changed afterwards, by C_SetAttributeValue or C_CopyObject.
+// Private keys may DERIVE, for key agreement, are of several key types, and
+// cannot be unwrapped unmodifiable on SoftHSM; SENSITIVE and EXTRACTABLE=false
+// hold for them even so.
+func unwrapTemplate(c keyClass) []*pkcs11.Attribute {
+	pinned := []*pkcs11.Attribute{
+		attr(pkcs11.CKA_TOKEN, false),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, false),
+	}
+	if c == classPrivate {
+		return append(pinned, attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY))
+	}
+	keyType := uint(pkcs11.CKK_AES)
+	if c == classGeneric {
+		keyType = pkcs11.CKK_GENERIC_SECRET
+	}
+	return append(pinned,
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_WRAP, false),
+		attr(pkcs11.CKA_UNWRAP, false),
+		attr(pkcs11.CKA_DERIVE, false),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+	)
+}
+
+// tokenKeyTemplate is common to all of Trent's own token objects.
+func tokenKeyTemplate(label string, id []byte, uses ...uint) []*pkcs11.Attribute {
+	return append(usage(uses...),
+		attr(pkcs11.CKA_LABEL, label),
+		attr(pkcs11.CKA_ID, id),
+		attr(pkcs11.CKA_TOKEN, true),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+	)
+}
