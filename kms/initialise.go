@@ -89,7 +89,7 @@ func findDeployment(ctx context.Context, cfg InitConfig) (store.Deployment, erro
 			return d, fmt.Errorf("the token holds the domain of deployment %s, which this database does not know: "+
 				"restore that deployment's database, or use an empty token", uuid.UUID(onToken[0]))
 		}
-		d = store.Deployment{ID: uuid.New(), Account: cfg.Account, Partition: cfg.Partition, State: store.StateInitialising, Created: time.Now().UTC()}
+		d = store.Deployment{ID: uuid.New(), Account: cfg.Account, Partition: cfg.Partition, State: store.StateInitialising, Version: 1, Created: time.Now().UTC()}
 		cfg.Progress("recording deployment " + uuid.UUID(d.ID).String())
 		if err := cfg.DB.InsertDeployment(ctx, d); err != nil {
 			return d, fmt.Errorf("recording the deployment: %w", err)
