@@ -85,12 +85,13 @@ func (c *devCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopPostgres(cluster, log)
-	s.system.hsm, s.system.store = token, store.Config{URL: cluster.URL(devDatabase)}
+	token.Logger = log
+	s.system.hsm, s.system.store = token, store.Config{URL: cluster.URL(devDatabase), Logger: log}
 	if err := c.initialise(ctx, s.system, state); err != nil {
 		return err
 	}
-	s.system.hsm.Logger, s.system.hsm.Metrics = log, s.system.metrics
-	s.system.store.Logger, s.system.store.Metrics = log, s.system.metrics
+	// Only now: setting up has opened and closed both once.
+	s.system.hsm.Metrics, s.system.store.Metrics = s.system.metrics, s.system.metrics
 	env, err := state.writeEnv("http://"+s.api.Addr().String(), c.Regions[0])
 	if err != nil {
 		return err

@@ -47,7 +47,7 @@ func openDevState(dir string) (*devState, error) {
 	if err := os.MkdirAll(dir, mode); err != nil {
 		return nil, fmt.Errorf("making the state folder: %w: choose another with --state", err)
 	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600) // #nosec G304 -- the developer names the folder
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("locking the state folder: %w", err)
 	}
@@ -111,7 +111,7 @@ func (s *devState) makeToken(ctx context.Context) error {
 	pins := map[string][]byte{}
 	for _, name := range []string{"so-pin", "pin"} {
 		pin := make([]byte, 16)
-		rand.Read(pin) //nolint:errcheck // never fails: crypto/rand
+		rand.Read(pin)
 		pins[name] = []byte(hex.EncodeToString(pin))
 		if err := writeSecret(s.path(name), append(pins[name], '\n')); err != nil {
 			return err
@@ -160,7 +160,7 @@ func (s *devState) postgresFolder(ctx context.Context) (string, error) {
 	if reaches {
 		return inside, nil
 	}
-	if err := os.MkdirAll(postgresElsewhere, 0o711); err != nil {
+	if err := os.MkdirAll(postgresElsewhere, 0o711); err != nil { //nolint:gosec // G301: Postgres, another user, passes through
 		return "", fmt.Errorf("making a folder for Postgres, whose user cannot enter %s: %w", s.dir, err)
 	}
 	// Not derived from the state folder's name: a new state folder of the

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// tick is the unit of /proc/*/stat: USER_HZ, 100 on every Linux that Go
+// runs on.
+const tick = 10 * time.Millisecond
+
+// stat holds what is read of proc_pid_stat(5).
+type stat struct {
+	parent         int
+	own, reapedOwn time.Duration // user and system; of the process, of children that have ended
+}
+
+func readStat(pid int) (stat, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return stat{}, fmt.Errorf("reading CPU time: %w", err)
+	}
+	// The name, in parentheses, may hold anything; what follows are numbers.
+	end := bytes.LastIndexByte(text, ')')
+	fields := strings.Fields(string(text[end+1:]))
+	if end < 0 || len(fields) < 15 {
+		return stat{}, fmt.Errorf("reading CPU time: /proc/%d/stat is %q", pid, text)
+	}
+	n := make([]int, 15)
+	for i := 1; i < 15; i++ {
+		n[i], _ = strconv.Atoi(fields[i])
+	}
+	return stat{parent: n[1], own: time.Duration(n[11]+n[12]) * tick, reapedOwn: time.Duration(n[13]+n[14]) * tick}, nil
+}
+
+// cpu is the CPU time that a process has used so far.
+func cpu(pid int) (time.Duration, error) {
+	s, err := readStat(pid)
+	return s.own, err
+}
+
+// familyCPU is that of a process and its children, living and ended.
+func familyCPU(pid int) (time.Duration, error) {
+	s, err := readStat(pid)
+	if err != nil || pid == 0 {
+		return 0, err
+	}
+	total := s.own + s.reapedOwn
+	entries, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return 0, fmt.Errorf("listing processes: %w", err)
+	}
+	for _, entry := range entries {
+		child, err := strconv.Atoi(filepath.Base(entry))
+		if err != nil {
+			continue
+		}
+		if c, err := readStat(child); err == nil && c.parent == pid { // others may end while we look
+			total += c.own
+		}
+	}
+	return total, nil
+}
+
+// ownCPU is that of this process: the load generator.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
