@@ -14,6 +14,11 @@ import (
 	"github.com/trent-kms/trent/store"
 )
 
+// attempts is how often a batch is tried, and how often the head is looked for,
+// before the callers get the error: a lost connection is made up for, a
+// database that is down is reported at once.
+const attempts = 3
+
 // chain is the end of a host's log. It is not safe for concurrent use.
 type chain struct {
 	db     *store.DB
@@ -72,14 +77,14 @@ func headOf(b store.AuditBatch) head {
 }
 
 // append commits a batch on top of the head. When the connection is lost it
-// finds out what became of the batch, and tries once more.
+// finds out what became of the batch, and tries again.
 func (c *chain) append(ctx context.Context, batch []*entry) (seq int64, err error) {
 	if c.doubt {
 		if err := c.resume(ctx); err != nil {
 			return 0, err
 		}
 	}
-	for range 3 {
+	for range attempts {
 		b, next := c.build(batch)
 		if err := c.db.SealAudit(ctx, c.sealer, b); err != nil {
 			return 0, err
@@ -135,7 +140,18 @@ func (c *chain) send(ctx context.Context, batch []*entry, b *store.AuditBatch) (
 // resume finds the head again after a lost connection: where it was, or one
 // batch further, by this process. Anything else means that the log was written
 // or cut by someone else, or that the database lost what it had confirmed.
-func (c *chain) resume(ctx context.Context) error {
+func (c *chain) resume(ctx context.Context) (err error) {
+	for range attempts {
+		err = c.resumeOnce(ctx)
+		if !errors.Is(err, store.ErrUnavailable) || ctx.Err() != nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
+}
+
+func (c *chain) resumeOnce(ctx context.Context) error {
 	c.db.Renew()
 	if c.lock.Held(ctx) != nil {
 		c.release()
