@@ -135,11 +135,16 @@ const (
 	opHMAC
 	opVerify
 	opRandom
+	opSign
+	opMAC
+	opDecryptRSA
+	opAgree
 	opCount
 )
 
 func (o op) String() string {
-	return [opCount]string{"calling", "encrypting", "decrypting", "computing HMAC", "verifying HMAC", "generating random bytes"}[o]
+	return [opCount]string{"calling", "encrypting", "decrypting", "computing HMAC", "verifying HMAC", "generating random bytes",
+		"signing", "computing HMAC", "decrypting by RSA", "agreeing on a secret"}[o]
 }
 
 const (
@@ -156,6 +161,9 @@ type request struct {
 	epoch uint64
 	key   pkcs11.ObjectHandle
 	fn    func(*session) error
+
+	mechanism  uint   // of an asymmetric call or a MAC
+	parameters []byte // of the mechanism, not secret; nil = none
 
 	buf              []byte // holds iv, aad, in and mac
 	iv, aad, in, mac []byte
