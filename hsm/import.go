@@ -186,7 +186,7 @@ func (d *Domain) importWith(ctx context.Context, wrappingKey EKT, w wrapping, na
 }
 
 // unwrapMaterial brings the material into the session as an object that can
-// be wrapped and nothing else. The keys on the way there can unwrap such
+// hardly do more than be wrapped. The keys on the way there can unwrap such
 // objects and nothing else, and are destroyed.
 func (s *session) unwrapMaterial(keys *domainKeys, k keyToken, w wrapping, sp spec, wrapped []byte) (pkcs11.ObjectHandle, error) {
 	material := materialTemplate(sp)
@@ -213,7 +213,7 @@ func (s *session) unwrapMaterial(keys *domainKeys, k keyToken, w wrapping, sp sp
 	}
 	nested, free := nestedTemplate(material)
 	defer free()
-	inner, err := s.unwrapStrange(keys, byRSA, unwrapper, wrapped[:n], append(outer, attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)))
+	inner, err := s.unwrapStrange(keys, byRSA, unwrapper, wrapped[:n], append([]*pkcs11.Attribute{attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)}, outer...))
 	if err != nil {
 		return 0, err
 	}
@@ -230,12 +230,13 @@ func (s *session) unwrapper(keys *domainKeys, k keyToken, template []*pkcs11.Att
 		attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)))
 }
 
-// materialTemplate is backingKeyTemplate for what comes from outside.
+// materialTemplate is backingKeyTemplate for what comes from outside, which is
+// also tried by signing before it is destroyed.
 func materialTemplate(sp spec) []*pkcs11.Attribute {
 	if sp.class == classPrivate {
 		return privateBackingTemplate(sp.keyType)
 	}
-	return altered(useTemplate(sp.keyType), attr(pkcs11.CKA_EXTRACTABLE, true))
+	return altered(useTemplate(sp.keyType, pkcs11.CKA_SIGN), attr(pkcs11.CKA_EXTRACTABLE, true))
 }
 
 func innerKeyTemplate() []*pkcs11.Attribute {
@@ -250,7 +251,7 @@ func (s *session) unwrapStrange(keys *domainKeys, by []*pkcs11.Mechanism, with p
 	switch {
 	case !ok:
 		return object, err
-	case slices.Contains(refusals, code):
+	case slices.Contains(refusals, code), code == pkcs11.CKR_FUNCTION_FAILED: // SoftHSM's for what is no PKCS #8
 		return 0, fmt.Errorf("%w (%s)", ErrMaterial, codeName(code))
 	case classify(code) != classData && classify(code) != classForged:
 		return 0, err

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"unsafe"
 
 	"github.com/miekg/pkcs11"
 )
@@ -21,7 +20,7 @@ func (s *session) keepMaterial(keys *domainKeys, name string, sp spec, use Use, 
 		err = s.keepPair(keys, name, sp, use, material, &made)
 		return made, err
 	}
-	length, err := s.length(material)
+	length, err := s.length(keys, sp, material)
 	if err != nil {
 		return Material{}, err
 	}
@@ -31,8 +30,10 @@ func (s *session) keepMaterial(keys *domainKeys, name string, sp spec, use Use, 
 	if made.EKT, err = s.export(sp.class, sp.keyType, length, keys.wrap[sp.class], material); err != nil {
 		return Material{}, err
 	}
-	made.CheckValue, err = s.checkValue(keys, made.EKT)
-	return made, err
+	if made.CheckValue, err = s.checkValue(keys, made.EKT); err != nil {
+		return Material{}, err
+	}
+	return made, s.tryMaterial(keys, sp, material, made.CheckValue)
 }
 
 // longest is the most bytes of an imported secret: HMAC keys may be as long
@@ -47,19 +48,52 @@ func (s spec) longest() int {
 	return 128
 }
 
-// length reads CKA_VALUE_LEN.
-func (s *session) length(secret pkcs11.ObjectHandle) (int, error) {
+// length finds the length of a secret. Where the device does not say (SoftHSM,
+// of what it unwrapped) it shows in what it wraps to, but for the last octets;
+// the spec's own length is taken if it may be that.
+func (s *session) length(keys *domainKeys, sp spec, secret pkcs11.ObjectHandle) (int, error) {
 	value, err := s.attribute(secret, pkcs11.CKA_VALUE_LEN)
+	if err == nil && ulong(value) > 0 {
+		return ulong(value), nil
+	}
+	wrapped, err := s.wrap(sp.class, keys.wrap[sp.class], secret)
 	if err != nil {
 		return 0, err
 	}
-	switch {
-	case len(value) == 8 && unsafe.Sizeof(uintptr(0)) == 8:
-		return int(binary.NativeEndian.Uint64(value)), nil
-	case len(value) == 4:
-		return int(binary.NativeEndian.Uint32(value)), nil
+	n := len(wrapped) - 8
+	if n-8 < sp.size && sp.size <= n {
+		return sp.size, nil
 	}
-	return 0, fmt.Errorf("reading the length of key material: %d bytes are no number", len(value))
+	return n, nil
+}
+
+// tryMaterial uses a secret as it came, before devices that zero-extend what
+// they wrap have done so: one that is too short is refused.
+func (s *session) tryMaterial(keys *domainKeys, sp spec, material pkcs11.ObjectHandle, checkValue []byte) error {
+	mechanism := uint(pkcs11.CKM_AES_CMAC)
+	if sp.class == classGeneric {
+		mechanism = sp.uses[UseMAC][0]
+	}
+	out := make([]byte, 64)
+	n, code := s.t.module.native.sign(mechanism, s.handle, material, checkMessage, out)
+	if code != pkcs11.CKR_OK {
+		return s.blameMaterial(keys, &DeviceError{Doing: "trying key material", Code: code})
+	}
+	if sp.class == classAES && !bytes.Equal(out[:n], checkValue) {
+		return fmt.Errorf("%w: it changes when it is wrapped", ErrMaterial)
+	}
+	return nil
+}
+
+// ulong reads a CK_ULONG; 0 if it is none, or CK_UNAVAILABLE_INFORMATION.
+func ulong(value []byte) int {
+	switch len(value) {
+	case 8:
+		return max(0, int(binary.NativeEndian.Uint64(value)))
+	case 4:
+		return max(0, int(int32(binary.NativeEndian.Uint32(value))))
+	}
+	return 0
 }
 
 func (s *session) keepPair(keys *domainKeys, name string, sp spec, use Use, private pkcs11.ObjectHandle, made *Material) error {
