@@ -69,7 +69,7 @@ func (db *DB) ChangesSince(ctx context.Context, seq int64) (changes []Changed, h
 		SELECT s.seq, s.pruned_to, coalesce(c.seq, 0), coalesce(c.account, ''),
 			coalesce(c.region, ''), coalesce(c.kind, ''), coalesce(c.id, '')
 		FROM change_sequence s LEFT JOIN changes c ON c.seq > $1
-		ORDER BY c.seq LIMIT $2`, seq, most+1)
+		ORDER BY c.seq, c.kind, c.account, c.region, c.id LIMIT $2`, seq, most+1)
 	var prunedTo int64
 	var c Changed
 	_, err = pgx.ForEachRow(rows, []any{&head, &prunedTo, &c.Seq, &c.Account, &c.Region, &c.Kind, &c.ID}, func() error {
