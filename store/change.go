@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -124,6 +125,9 @@ func (db *DB) commit(ctx context.Context, conn *pgxpool.Conn, c *Change, b *Audi
 	}
 	batch.Queue("COMMIT")
 	seq, err := readCommit(conn.SendBatch(ctx, &batch), b != nil)
+	if errors.Is(err, errNoSequence) {
+		return 0, db.tamperedRow("change_sequence", "", err.Error())
+	}
 	if err != nil {
 		return 0, fmt.Errorf("committing a change: %w", commitFault(err))
 	}
@@ -145,8 +149,13 @@ func readSteps(results pgx.BatchResults, c *Change) ([]Changed, error) {
 	return changed, err
 }
 
+var errNoSequence = errors.New("its only row is missing")
+
 func readCommit(results pgx.BatchResults, audited bool) (seq int64, err error) {
 	err = results.QueryRow().Scan(&seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = errNoSequence
+	}
 	if err == nil && audited {
 		var ignored int64
 		err = results.QueryRow().Scan(&ignored)

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -54,6 +55,9 @@ func queueSequence(batch *pgx.Batch, changed []Changed) {
 func (db *DB) ChangeSequence(ctx context.Context) (int64, error) {
 	var seq int64
 	err := db.pool.QueryRow(ctx, "SELECT seq FROM change_sequence").Scan(&seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, db.tamperedRow("change_sequence", "", errNoSequence.Error())
+	}
 	if err != nil {
 		return 0, fmt.Errorf("reading the change sequence: %w", fault(err))
 	}
