@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trent-kms/trent/failpoint"
@@ -125,8 +126,9 @@ func (db *DB) commit(ctx context.Context, conn *pgxpool.Conn, c *Change, b *Audi
 	}
 	batch.Queue("COMMIT")
 	seq, err := readCommit(conn.SendBatch(ctx, &batch), b != nil)
-	if errors.Is(err, errNoSequence) {
-		return 0, db.tamperedRow("change_sequence", "", err.Error())
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "23502" && pg.TableName == "changes" {
+		return 0, db.tamperedRow("change_sequence", "", noSequence)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("committing a change: %w", commitFault(err))
@@ -149,13 +151,10 @@ func readSteps(results pgx.BatchResults, c *Change) ([]Changed, error) {
 	return changed, err
 }
 
-var errNoSequence = errors.New("its only row is missing")
+const noSequence = "its only row is missing"
 
 func readCommit(results pgx.BatchResults, audited bool) (seq int64, err error) {
 	err = results.QueryRow().Scan(&seq)
-	if errors.Is(err, pgx.ErrNoRows) {
-		err = errNoSequence
-	}
 	if err == nil && audited {
 		var ignored int64
 		err = results.QueryRow().Scan(&ignored)
