@@ -49,7 +49,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 
 .PHONY: bench
 bench: install-deps ## Measure: the raw device, the hsm layer, the service over HTTP
-	go run ./bench
+	go run ./cmd/trent-bench
 
 .PHONY: clean
 clean: ## Remove what was built (never .trent, which holds keys)
