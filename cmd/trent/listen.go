@@ -71,10 +71,7 @@ func serve(ctx context.Context, s serving) error {
 	group.Go(func() error { return serveUntil(behind, adminServer, s.admin) })
 	group.Go(func() error {
 		defer release()
-		if s.tls != nil {
-			s.api = tls.NewListener(s.api, s.tls)
-		}
-		return serveUntil(draining, apiServer, s.api)
+		return serveUntil(draining, apiServer, s.apiListener())
 	})
 	if s.ready != nil {
 		s.ready()
@@ -83,6 +80,13 @@ func serve(ctx context.Context, s serving) error {
 	err = group.Wait()
 	log.Info("stopped")
 	return err
+}
+
+func (s serving) apiListener() net.Listener {
+	if s.tls == nil {
+		return s.api
+	}
+	return tls.NewListener(s.api, s.tls)
 }
 
 func (s serving) apiServer(sys *system) *http.Server {
