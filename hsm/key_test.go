@@ -205,7 +205,8 @@ func TestCheckValue(t *testing.T) {
 		}
 		return fmt.Sprintf("%x", v)
 	}
-	if value(one) != value(one) || value(one) == value(two) || value(secret) != value(same) {
+	first := value(one)
+	if value(one) != first || value(one) == value(two) || value(secret) != value(same) {
 		t.Error("check values do not identify keys")
 	}
 }

@@ -22,8 +22,9 @@ const (
 	writeTimeout      = 90 * time.Second
 	idleTimeout       = 5 * time.Minute
 	maxHeaderBytes    = 64 << 10
-	// drainTimeout is how long calls in flight may take after SIGTERM.
-	drainTimeout = 30 * time.Second
+	// drainTimeout is how long calls in flight may take after SIGTERM: 25 s of
+	// work and 15 s for the audit record.
+	drainTimeout = 45 * time.Second
 )
 
 // serving is a system and the addresses it answers on.
