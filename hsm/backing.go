@@ -76,12 +76,12 @@ func (s *session) provenance(key pkcs11.ObjectHandle, mechanism uint) (Provenanc
 	return made, nil
 }
 
-// ImportSecret wraps a secret of 1 to 1024 bytes as a generic secret, for
+// ImportSecret wraps a secret of 32 to 64 bytes as a generic secret, for
 // HMAC. It is the one key that begins in this process's memory; the copy made
 // here is wiped, the caller wipes its own.
 func (d *Domain) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
-	if len(secret) == 0 || len(secret) > maxSecret {
-		return nil, fmt.Errorf("%w: a secret has 1 to %d bytes", ErrArgument, maxSecret)
+	if len(secret) < minSecret || len(secret) > maxSecret {
+		return nil, fmt.Errorf("%w: a secret has %d to %d bytes", ErrArgument, minSecret, maxSecret)
 	}
 	var ekt EKT
 	err := d.withCopy(ctx, secret, func(s *session, keys *domainKeys, held []byte) error {

@@ -177,6 +177,21 @@ func (h *handle) wait(ctx context.Context) (*handle, error) {
 	return h, nil
 }
 
+// discard takes the handle of ekt out of the cache, if there is one, and has
+// its object destroyed as soon as no one uses it.
+func (c *handleCache) discard(ekt EKT) {
+	c.mu.Lock()
+	h, held := c.entries[string(ekt)]
+	if held {
+		c.remove(h)
+	}
+	orphan := held && h.users == 0
+	c.mu.Unlock()
+	if orphan {
+		c.destroy(h)
+	}
+}
+
 // drop takes h out of the cache, so that the next demand loads it anew. Its
 // object is destroyed when the last user lets go.
 func (h *handle) drop() {

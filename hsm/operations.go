@@ -128,6 +128,10 @@ func stale(err error) bool {
 	return errors.Is(err, errStale) || ok && classify(code) == classHandle
 }
 
+// Forget has the unwrapped copy of ekt destroyed, if the token holds one: its
+// key was deleted, or has changed. A later use unwraps it again.
+func (d *Domain) Forget(ekt EKT) { d.cache.discard(ekt) }
+
 // checkMessage is what check values are the MAC of.
 var checkMessage = []byte("Trent check value 1")
 

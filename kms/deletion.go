@@ -116,7 +116,7 @@ func (s *Service) deleteKey(ctx context.Context, ref store.KeyRef) error {
 		AWSRegion:           k.Region,
 		SourceIPAddress:     "AWS Internal",
 		UserAgent:           "AWS Internal",
-		ServiceEventDetails: appendStringMember(nil, "keyId", k.ID),
+		ServiceEventDetails: stringMember("keyId", k.ID),
 		Resources:           []audit.Resource{{AccountID: k.Account, ARN: arn}},
 		RecipientAccountID:  k.Account,
 	}, change)

@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/trent-kms/trent/failpoint"
@@ -66,6 +68,21 @@ func (c *Change) update(ctx context.Context, r row, version *int64, sql statemen
 	return nil
 }
 
+// RequireKey makes Commit answer ErrConflict if the key's row is no longer the
+// one that was loaded: what the change does was decided on that row.
+func (c *Change) RequireKey(k Key) {
+	c.queue(oneRow, "SELECT FROM keys WHERE account = $1 AND region = $2 AND id = $3 AND version = $4 FOR UPDATE",
+		k.Account, k.Region, k.ID, k.Version)
+}
+
+// RequireRights makes Commit answer ErrConflict if a principal or an access
+// key has changed after the change sequence since, at which the change was
+// authorised.
+func (c *Change) RequireRights(since int64) {
+	c.queue(oneRow, "SELECT WHERE NOT EXISTS (SELECT FROM changes WHERE seq > $1 AND kind IN ($2, $3))",
+		since, KindPrincipal, KindAccessKey)
+}
+
 // anyRows accepts every result but an error.
 func anyRows(r pgx.BatchResults) ([]Changed, error) {
 	_, err := r.Exec()
@@ -124,6 +141,10 @@ func (db *DB) commit(ctx context.Context, conn *pgxpool.Conn, c *Change, b *Audi
 	}
 	batch.Queue("COMMIT")
 	seq, err := readCommit(conn.SendBatch(ctx, &batch), b != nil)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "23502" && pg.TableName == "changes" {
+		return 0, db.tamperedRow("change_sequence", "", noSequence)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("committing a change: %w", commitFault(err))
 	}
@@ -144,6 +165,8 @@ func readSteps(results pgx.BatchResults, c *Change) ([]Changed, error) {
 	}
 	return changed, err
 }
+
+const noSequence = "its only row is missing"
 
 func readCommit(results pgx.BatchResults, audited bool) (seq int64, err error) {
 	err = results.QueryRow().Scan(&seq)

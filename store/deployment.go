@@ -83,5 +83,6 @@ func (c *Change) UpdateDeployment(ctx context.Context, d Deployment) error {
 	if d.State != StateActive && d.State != StateInitialising {
 		return errors.New("updating deployment: unknown state " + d.State)
 	}
+	c.touched(d.Account, "", KindDeployment, d.identity())
 	return c.update(ctx, &d, &d.Version, deploymentSQL)
 }

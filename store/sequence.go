@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -10,10 +11,11 @@ import (
 
 // Kinds of what changes.
 const (
-	KindKey       = "key" // with its backing keys
-	KindAlias     = "alias"
-	KindPrincipal = "principal"
-	KindAccessKey = "access_key"
+	KindKey        = "key" // with its backing keys
+	KindAlias      = "alias"
+	KindPrincipal  = "principal"
+	KindAccessKey  = "access_key"
+	KindDeployment = "deployment"
 )
 
 // Changed names something that a change has written or removed.
@@ -28,7 +30,9 @@ type Changed struct {
 const most = 10_000
 
 // queueSequence takes the next number and notes what has changed under it.
-// Nothing but the audit record may follow before COMMIT.
+// Nothing but the audit record may follow before COMMIT. Were the sequence's
+// row missing, NULL would be refused and the transaction fail: every change
+// notes something.
 func queueSequence(batch *pgx.Batch, changed []Changed) {
 	var accounts, regions, kinds, ids []string
 	seen := map[Changed]bool{}
@@ -44,7 +48,7 @@ func queueSequence(batch *pgx.Batch, changed []Changed) {
 		WITH next AS (UPDATE change_sequence SET seq = seq + 1 RETURNING seq),
 		noted AS (
 			INSERT INTO changes (seq, account, region, kind, id)
-			SELECT next.seq, c.* FROM next, unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS c)
+			SELECT (SELECT seq FROM next), c.* FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS c)
 		SELECT seq FROM next`, accounts, regions, kinds, ids)
 }
 
@@ -54,6 +58,9 @@ func queueSequence(batch *pgx.Batch, changed []Changed) {
 func (db *DB) ChangeSequence(ctx context.Context) (int64, error) {
 	var seq int64
 	err := db.pool.QueryRow(ctx, "SELECT seq FROM change_sequence").Scan(&seq)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, db.tamperedRow("change_sequence", "", noSequence)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("reading the change sequence: %w", fault(err))
 	}
@@ -69,7 +76,7 @@ func (db *DB) ChangesSince(ctx context.Context, seq int64) (changes []Changed, h
 		SELECT s.seq, s.pruned_to, coalesce(c.seq, 0), coalesce(c.account, ''),
 			coalesce(c.region, ''), coalesce(c.kind, ''), coalesce(c.id, '')
 		FROM change_sequence s LEFT JOIN changes c ON c.seq > $1
-		ORDER BY c.seq LIMIT $2`, seq, most+1)
+		ORDER BY c.seq, c.kind, c.account, c.region, c.id LIMIT $2`, seq, most+1)
 	var prunedTo int64
 	var c Changed
 	_, err = pgx.ForEachRow(rows, []any{&head, &prunedTo, &c.Seq, &c.Account, &c.Region, &c.Kind, &c.ID}, func() error {

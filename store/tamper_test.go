@@ -169,3 +169,19 @@ func counted(t *testing.T, db *DB, table string) float64 {
 	}
 	return m.GetCounter().GetValue()
 }
+
+func TestSequenceRemoved(t *testing.T) {
+	db, _ := open(t)
+	exec(t, db, "DELETE FROM change_sequence")
+	var tampered *ErrTampered
+	k, _ := sampleKey("k")
+	if _, err := try(t, db, func(c *Change) error { return c.InsertKey(t.Context(), k) }); !errors.As(err, &tampered) {
+		t.Errorf("change: %v", err)
+	}
+	if _, err := db.ChangeSequence(t.Context()); !errors.As(err, &tampered) {
+		t.Errorf("reading: %v", err)
+	}
+	if n := count(t, db, "keys"); n != 0 {
+		t.Errorf("%d keys written without a sequence number", n)
+	}
+}

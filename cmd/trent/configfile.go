@@ -36,7 +36,8 @@ func (c *cli) BeforeResolve(ctx *kong.Context) error {
 		return err
 	}
 	ctx.AddResolver(file)
-	return nil
+	// Before kong looks at the settings: a misspelt name explains a missing one.
+	return file.Validate(ctx.Model)
 }
 
 // configFile is a kong.Resolver.
@@ -83,10 +84,11 @@ func (f *configFile) Validate(app *kong.Application) error {
 	return nil
 }
 
-// Resolve implements kong.Resolver. The environment goes before the file.
+// Resolve implements kong.Resolver. The environment goes before the file; an
+// empty variable counts as not set.
 func (f *configFile) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (any, error) {
 	for _, name := range flag.Envs {
-		if _, set := os.LookupEnv(name); set {
+		if os.Getenv(name) != "" {
 			return nil, nil
 		}
 	}

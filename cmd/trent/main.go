@@ -5,12 +5,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/trent-kms/trent/hsm"
 )
 
 // cli is the command line.
@@ -28,11 +31,13 @@ const description = `Trent answers the AWS KMS API with keys that live in a PKCS
 
 Every setting is a flag, an environment variable (in brackets below) or a line in the configuration file; the first of these that is set counts. Secrets are none of these but the content of a file or credential: the PIN is read from --pin-file, TRENT_PIN or the systemd credential "pin", the database URL from --database-url-file, TRENT_DATABASE_URL or the credential "database-url".`
 
-// Exit codes: 1 is a fault that the message explains, 2 a wrong command line
-// or setting.
+// Exit codes: 1 is a fault that the message explains and that may pass, 2 a
+// wrong command line or setting, 3 a PIN that the token does not take. A
+// supervisor must not start it again after 2 and 3: tries lock the token.
 const (
 	exitFault = 1
 	exitUsage = 2
+	exitPIN   = 3
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -64,6 +69,9 @@ func run(args []string) int {
 	command.BindTo(ctx, (*context.Context)(nil))
 	if err := command.Run(); err != nil {
 		fmt.Fprintf(os.Stderr, "trent: %v\n", err)
+		if errors.Is(err, hsm.ErrPINIncorrect) || errors.Is(err, hsm.ErrPINLocked) {
+			return exitPIN
+		}
 		return exitFault
 	}
 	return 0

@@ -50,7 +50,7 @@ func show(t *testing.T, url, setting string) string {
 	ctx := context.Background()
 	conn, err := pgx.Connect(ctx, url)
 	need(t, err)
-	defer conn.Close(ctx) //nolint:errcheck // read only
+	defer conn.Close(ctx)
 	var value string
 	need(t, conn.QueryRow(ctx, "SELECT current_setting($1)", setting).Scan(&value))
 	return value
