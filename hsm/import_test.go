@@ -122,7 +122,11 @@ func TestImportSecrets(t *testing.T) {
 			if err != nil || len(got) != macs[mac].size {
 				t.Errorf("%s: %v", spec, err)
 			}
-			check := hmac.New(sha256.New, secret)
+			hash := sha256.New
+			if size < 32 {
+				hash = sha256.New224
+			}
+			check := hmac.New(hash, secret)
 			check.Write(checkMessage)
 			if !hmac.Equal(check.Sum(nil), made.CheckValue) {
 				t.Errorf("%s %s: it is not the secret that was imported", algorithm, spec)
