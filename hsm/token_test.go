@@ -247,3 +247,17 @@ func TestLostSessions(t *testing.T) {
 		t.Errorf("metrics %v", seen)
 	}
 }
+
+// TestExamineKeySpecs: doctor names what the device lacks.
+func TestExamineKeySpecs(t *testing.T) {
+	d := newDomain(t, nil)
+	r, err := Examine(t.Context(), d.t.cfg)
+	if err != nil || len(r.KeySpecs) != len(specs) {
+		t.Fatalf("%d key specs, %v", len(r.KeySpecs), err)
+	}
+	for _, check := range r.KeySpecs {
+		if check.Supported == (check.Missing != "") {
+			t.Errorf("%+v", check)
+		}
+	}
+}
