@@ -33,12 +33,12 @@ var operations = []operation{
 	notBuilt("CreateCustomKeyStore"),
 	notBuilt("CreateGrant"),
 	op("CreateKey", (*kms.Service).CreateKey, "Description", "Origin", "BypassPolicyLockoutSafetyCheck", "CustomerMasterKeySpec", "KeySpec", "KeyUsage", "Policy", "Tags", "MultiRegion", "CustomKeyStoreId", "XksKeyId"),
-	notBuilt("Decapsulate"),
+	op("Decapsulate", (*kms.Service).Decapsulate, "KeyId", "EncapsulationAlgorithm"),
 	op("Decrypt", (*kms.Service).Decrypt, "KeyId", "EncryptionAlgorithm", "EncryptionContext"),
 	op("DeleteAlias", (*kms.Service).DeleteAlias, "AliasName"),
 	notBuilt("DeleteCustomKeyStore"),
 	notBuilt("DeleteImportedKeyMaterial"),
-	notBuilt("DeriveSharedSecret"),
+	op("DeriveSharedSecret", (*kms.Service).DeriveSharedSecret, "KeyId", "KeyAgreementAlgorithm"),
 	notBuilt("DescribeCustomKeyStores"),
 	op("DescribeKey", (*kms.Service).DescribeKey, "KeyId"),
 	op("DisableKey", (*kms.Service).DisableKey, "KeyId"),
@@ -46,19 +46,19 @@ var operations = []operation{
 	notBuilt("DisconnectCustomKeyStore"),
 	op("EnableKey", (*kms.Service).EnableKey, "KeyId"),
 	notBuilt("EnableKeyRotation"),
-	notBuilt("Encapsulate"),
+	op("Encapsulate", (*kms.Service).Encapsulate, "KeyId", "EncapsulationAlgorithm"),
 	op("Encrypt", (*kms.Service).Encrypt, "KeyId", "EncryptionAlgorithm", "EncryptionContext"),
 	op("GenerateDataKey", (*kms.Service).GenerateDataKey, "KeyId", "KeySpec", "NumberOfBytes", "EncryptionContext"),
-	notBuilt("GenerateDataKeyPair"),
-	notBuilt("GenerateDataKeyPairWithoutPlaintext"),
+	op("GenerateDataKeyPair", (*kms.Service).GenerateDataKeyPair, "KeyId", "KeyPairSpec", "EncryptionContext"),
+	op("GenerateDataKeyPairWithoutPlaintext", (*kms.Service).GenerateDataKeyPairWithoutPlaintext, "KeyId", "KeyPairSpec", "EncryptionContext"),
 	op("GenerateDataKeyWithoutPlaintext", (*kms.Service).GenerateDataKeyWithoutPlaintext, "KeyId", "KeySpec", "NumberOfBytes", "EncryptionContext"),
-	notBuilt("GenerateMac"),
+	op("GenerateMac", (*kms.Service).GenerateMac, "KeyId", "MacAlgorithm"),
 	op("GenerateRandom", (*kms.Service).GenerateRandom),
 	notBuilt("GetKeyLastUsage"),
 	op("GetKeyPolicy", (*kms.Service).GetKeyPolicy, "KeyId", "PolicyName"),
 	notBuilt("GetKeyRotationStatus"),
 	notBuilt("GetParametersForImport"),
-	notBuilt("GetPublicKey"),
+	op("GetPublicKey", (*kms.Service).GetPublicKey, "KeyId"),
 	notBuilt("ImportKeyMaterial"),
 	op("ListAliases", (*kms.Service).ListAliases, "KeyId", "Limit", "Marker"),
 	notBuilt("ListGrants"),
@@ -74,15 +74,15 @@ var operations = []operation{
 	notBuilt("RevokeGrant"),
 	notBuilt("RotateKeyOnDemand"),
 	op("ScheduleKeyDeletion", (*kms.Service).ScheduleKeyDeletion, "KeyId", "PendingWindowInDays"),
-	notBuilt("Sign"),
+	op("Sign", (*kms.Service).Sign, "KeyId", "MessageType", "SigningAlgorithm"),
 	op("TagResource", (*kms.Service).TagResource, "KeyId", "Tags"),
 	op("UntagResource", (*kms.Service).UntagResource, "KeyId", "TagKeys"),
 	op("UpdateAlias", (*kms.Service).UpdateAlias, "AliasName", "TargetKeyId"),
 	notBuilt("UpdateCustomKeyStore"),
 	op("UpdateKeyDescription", (*kms.Service).UpdateKeyDescription, "KeyId", "Description"),
 	notBuilt("UpdatePrimaryRegion"),
-	notBuilt("Verify"),
-	notBuilt("VerifyMac"),
+	op("Verify", (*kms.Service).Verify, "KeyId", "MessageType", "SigningAlgorithm"),
+	op("VerifyMac", (*kms.Service).VerifyMac, "KeyId", "MacAlgorithm"),
 }
 
 // op makes the table's line of an operation that is built.
@@ -120,8 +120,20 @@ func wipe(shape any) {
 		clear(shape.Plaintext)
 	case *awskms.GenerateDataKeyOutput:
 		clear(shape.Plaintext)
+	case *awskms.GenerateDataKeyPairOutput:
+		clear(shape.PrivateKeyPlaintext)
 	case *awskms.GenerateRandomOutput:
 		clear(shape.Plaintext)
+	case *awskms.SignInput:
+		clear(shape.Message)
+	case *awskms.VerifyInput:
+		clear(shape.Message)
+	case *awskms.GenerateMacInput:
+		clear(shape.Message)
+	case *awskms.VerifyMacInput:
+		clear(shape.Message)
+	case *awskms.DeriveSharedSecretOutput:
+		clear(shape.SharedSecret)
 	}
 }
 

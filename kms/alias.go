@@ -51,8 +51,8 @@ func (s *Service) UpdateAlias(ctx context.Context, call *Call, in *awskms.Update
 		if err != nil {
 			return err
 		}
-		if from.Spec != to.Spec || from.Usage != to.Usage {
-			return validation("Alias %s cannot be moved from a key of spec %s and usage %s to one of spec %s and usage %s.", alias.Name, from.Spec, from.Usage, to.Spec, to.Usage)
+		if was, is := from.spec().keyType, to.spec().keyType; was != is || from.Usage != to.Usage {
+			return validation("Alias %s cannot be moved from a key of type %s and usage %s to one of type %s and usage %s.", alias.Name, was, from.Usage, is, to.Usage)
 		}
 		alias.KeyID, alias.Updated = to.ID, s.now().UTC()
 		change := s.db.NewChange()

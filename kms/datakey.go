@@ -16,8 +16,8 @@ func (s *Service) GenerateDataKey(ctx context.Context, call *Call, in *awskms.Ge
 	if err != nil {
 		return nil, err
 	}
-	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, in.DryRun, in.Recipient}
-	plaintext, sealed, err := s.dataKey(ctx, call, k, in.KeySpec, in.NumberOfBytes, u)
+	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, in.Recipient}
+	plaintext, sealed, err := s.dataKey(ctx, call, k, in.KeySpec, in.NumberOfBytes, u, in.DryRun)
 	if err != nil {
 		return nil, err
 	}
@@ -35,8 +35,8 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, call *Cal
 	if err != nil {
 		return nil, err
 	}
-	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, in.DryRun, nil}
-	plaintext, sealed, err := s.dataKey(ctx, call, k, in.KeySpec, in.NumberOfBytes, u)
+	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, nil}
+	plaintext, sealed, err := s.dataKey(ctx, call, k, in.KeySpec, in.NumberOfBytes, u, in.DryRun)
 	if err != nil {
 		return nil, err
 	}
@@ -49,12 +49,15 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, call *Cal
 }
 
 // dataKey costs two HSM operations: random, encrypt.
-func (s *Service) dataKey(ctx context.Context, call *Call, k *key, spec types.DataKeySpec, bytes *int32, u use) (plaintext, sealed []byte, err error) {
-	if err := checkUse(k, u); err != nil {
+func (s *Service) dataKey(ctx context.Context, call *Call, k *key, spec types.DataKeySpec, bytes *int32, u use, rehearsal *bool) (plaintext, sealed []byte, err error) {
+	if err := checkUse(call, k, u); err != nil {
 		return nil, nil, err
 	}
 	size, err := dataKeySize(spec, bytes)
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := dryRun(rehearsal); err != nil {
 		return nil, nil, err
 	}
 	plaintext = make([]byte, size)

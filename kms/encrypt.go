@@ -5,11 +5,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
+	"github.com/trent-kms/trent/awsjson"
 	"github.com/trent-kms/trent/envelope"
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
@@ -24,21 +26,29 @@ const (
 	maxContext = 8192
 )
 
-// Encrypt seals up to 4096 bytes under a key.
+// Encrypt seals up to 4096 bytes under a key, or what its RSA modulus holds.
 func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInput) (*awskms.EncryptOutput, error) {
 	in.EncryptionAlgorithm = orSymmetric(in.EncryptionAlgorithm)
 	k, err := s.authorizeKey(ctx, call, "kms:Encrypt", *in.KeyId, keyOrAlias)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, in.DryRun, nil}); err != nil {
+	if err := checkUse(call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, nil}); err != nil {
 		return nil, err
 	}
-	blob, err := s.seal(ctx, k, in.Plaintext, in.EncryptionContext)
+	if err := checkSize(k, in.EncryptionAlgorithm, in.Plaintext); err != nil {
+		return nil, err
+	}
+	if err := dryRun(in.DryRun); err != nil {
+		return nil, err
+	}
+	blob, err := s.encrypt(ctx, k, in.EncryptionAlgorithm, in.Plaintext, in.EncryptionContext)
 	if err != nil {
 		return nil, err
 	}
-	call.usedMaterial(k.backing.MaterialID)
+	if k.symmetric() {
+		call.usedMaterial(k.backing.MaterialID)
+	}
 	return &awskms.EncryptOutput{
 		CiphertextBlob:      blob,
 		EncryptionAlgorithm: in.EncryptionAlgorithm,
@@ -46,42 +56,47 @@ func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInp
 	}, nil
 }
 
-// Decrypt opens a ciphertext blob, which names its key itself. A KeyId in the
-// request must name the same key.
+// Decrypt opens a ciphertext. A blob of a symmetric key names its key itself,
+// and a KeyId in the request must name the same one; for an RSA key the
+// request has to name it.
 func (s *Service) Decrypt(ctx context.Context, call *Call, in *awskms.DecryptInput) (*awskms.DecryptOutput, error) {
 	in.EncryptionAlgorithm = orSymmetric(in.EncryptionAlgorithm)
-	k, blob, err := s.authorizeBlob(ctx, call, "kms:Decrypt", in.KeyId, in.CiphertextBlob)
+	from := source{keyID: in.KeyId, ciphertext: in.CiphertextBlob, dryRun: in.DryRun, modifiers: in.DryRunModifiers,
+		use: use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, in.Recipient}}
+	k, err := s.authorizeSource(ctx, call, "kms:Decrypt", &from)
 	if err != nil {
 		return nil, err
 	}
 	if in.KeyId == nil {
 		in.KeyId = aws.String(k.arn) // as CloudTrail shows it
 	}
-	if len(in.DryRunModifiers) > 0 {
-		return nil, unsupported("DryRun is not available yet.")
-	}
-	if err := checkUse(k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, in.DryRun, in.Recipient}); err != nil {
-		return nil, err
-	}
-	plaintext, materialID, err := s.open(ctx, k, blob, in.EncryptionContext)
+	plaintext, materialID, err := s.openSource(ctx, k, &from)
 	if err != nil {
 		return nil, err
 	}
-	call.usedMaterial(materialID)
+	if err := dryRun(in.DryRun); err != nil {
+		clear(plaintext)
+		return nil, err
+	}
+	if materialID != nil {
+		call.usedMaterial(*materialID)
+	}
 	return &awskms.DecryptOutput{
 		EncryptionAlgorithm: in.EncryptionAlgorithm,
 		KeyId:               aws.String(k.arn),
-		KeyMaterialId:       aws.String(materialID),
+		KeyMaterialId:       materialID,
 		Plaintext:           plaintext,
 	}, nil
 }
 
-// ReEncrypt opens a blob and seals its plaintext under another key or another
-// encryption context. The plaintext does not leave this function.
+// ReEncrypt opens a ciphertext and seals its plaintext under another key or
+// another encryption context. The plaintext does not leave this function.
 func (s *Service) ReEncrypt(ctx context.Context, call *Call, in *awskms.ReEncryptInput) (*awskms.ReEncryptOutput, error) {
 	in.SourceEncryptionAlgorithm = orSymmetric(in.SourceEncryptionAlgorithm)
 	in.DestinationEncryptionAlgorithm = orSymmetric(in.DestinationEncryptionAlgorithm)
-	from, blob, err := s.authorizeBlob(ctx, call, "kms:ReEncryptFrom", in.SourceKeyId, in.CiphertextBlob)
+	source := source{keyID: in.SourceKeyId, ciphertext: in.CiphertextBlob, dryRun: in.DryRun, modifiers: in.DryRunModifiers,
+		use: use{in.SourceEncryptionAlgorithm, in.SourceEncryptionContext, in.GrantTokens, nil}}
+	from, err := s.authorizeSource(ctx, call, "kms:ReEncryptFrom", &source)
 	if err != nil {
 		return nil, err
 	}
@@ -89,34 +104,39 @@ func (s *Service) ReEncrypt(ctx context.Context, call *Call, in *awskms.ReEncryp
 	if err != nil {
 		return nil, err
 	}
-	if len(in.DryRunModifiers) > 0 {
-		return nil, unsupported("DryRun is not available yet.")
-	}
-	if err := checkUse(from, use{in.SourceEncryptionAlgorithm, in.SourceEncryptionContext, in.GrantTokens, in.DryRun, nil}); err != nil {
+	if err := checkUse(call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens, nil}); err != nil {
 		return nil, err
 	}
-	if err := checkUse(to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens, in.DryRun, nil}); err != nil {
-		return nil, err
-	}
-	plaintext, fromMaterial, err := s.open(ctx, from, blob, in.SourceEncryptionContext)
+	plaintext, fromMaterial, err := s.openSource(ctx, from, &source)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(plaintext)
-	sealed, err := s.seal(ctx, to, plaintext, in.DestinationEncryptionContext)
+	if err := checkSize(to, in.DestinationEncryptionAlgorithm, plaintext); err != nil {
+		return nil, err
+	}
+	if err := dryRun(in.DryRun); err != nil {
+		return nil, err
+	}
+	sealed, err := s.encrypt(ctx, to, in.DestinationEncryptionAlgorithm, plaintext, in.DestinationEncryptionContext)
 	if err != nil {
 		return nil, err
 	}
-	call.extra = fmt.Appendf(nil, `{"sourceKeyMaterialId":%q,"destinationKeyMaterialId":%q}`, fromMaterial, to.backing.MaterialID)
-	return &awskms.ReEncryptOutput{
+	out := &awskms.ReEncryptOutput{
 		CiphertextBlob:                 sealed,
 		SourceKeyId:                    aws.String(from.arn),
-		SourceKeyMaterialId:            aws.String(fromMaterial),
+		SourceKeyMaterialId:            fromMaterial,
 		SourceEncryptionAlgorithm:      in.SourceEncryptionAlgorithm,
 		KeyId:                          aws.String(to.arn),
-		DestinationKeyMaterialId:       aws.String(to.backing.MaterialID),
 		DestinationEncryptionAlgorithm: in.DestinationEncryptionAlgorithm,
-	}, nil
+	}
+	if to.symmetric() {
+		out.DestinationKeyMaterialId = aws.String(to.backing.MaterialID)
+	}
+	if from.symmetric() || to.symmetric() {
+		call.extra = awsjson.AppendMembers(nil, out, []string{"SourceKeyMaterialId", "DestinationKeyMaterialId"})
+	}
+	return out, nil
 }
 
 func orSymmetric(algorithm types.EncryptionAlgorithmSpec) types.EncryptionAlgorithmSpec {
@@ -126,19 +146,21 @@ func orSymmetric(algorithm types.EncryptionAlgorithmSpec) types.EncryptionAlgori
 	return algorithm
 }
 
-// use is what the cryptographic operations' inputs have in common.
+// use is what the inputs of the operations that encrypt have in common.
 type use struct {
 	algorithm   types.EncryptionAlgorithmSpec
 	context     map[string]string
 	grantTokens []string
-	dryRun      *bool
 	recipient   *types.RecipientInfo
 }
 
 // checkUse refuses what the key or this release cannot do.
-func checkUse(k *key, u use) error {
-	if u.algorithm != types.EncryptionAlgorithmSpecSymmetricDefault {
-		return &types.InvalidKeyUsageException{Message: aws.String(fmt.Sprintf("Algorithm %s is incompatible with key spec %s.", u.algorithm, k.Spec))}
+func checkUse(call *Call, k *key, u use) error {
+	if err := checkUsage(call, k, types.KeyUsageTypeEncryptDecrypt, string(u.algorithm)); err != nil {
+		return err
+	}
+	if len(u.context) > 0 && !k.symmetric() {
+		return validation("EncryptionContext is not supported when encrypting/decrypting with asymmetric CMKs.")
 	}
 	size := 0
 	for name, value := range u.context {
@@ -147,13 +169,26 @@ func checkUse(k *key, u use) error {
 	if size > maxContext {
 		return validation("The encryption context has %d bytes; %d are allowed.", size, maxContext)
 	}
-	if u.dryRun != nil && *u.dryRun {
-		return unsupported("DryRun is not available yet.")
-	}
 	if u.recipient != nil {
 		return unsupported("Recipient is not available yet.")
 	}
 	return noGrants(u.grantTokens)
+}
+
+// dryRun answers a call that would have succeeded if it is only a rehearsal.
+func dryRun(asked *bool) error {
+	if aws.ToBool(asked) {
+		return &types.DryRunOperationException{Message: aws.String("The request would have succeeded, but the DryRun option is set.")}
+	}
+	return nil
+}
+
+// encrypt seals plaintext, which checkSize has passed.
+func (s *Service) encrypt(ctx context.Context, k *key, algorithm types.EncryptionAlgorithmSpec, plaintext []byte, encryptionContext map[string]string) ([]byte, error) {
+	if !k.symmetric() {
+		return encryptRSA(k, algorithm, plaintext)
+	}
+	return s.seal(ctx, k, plaintext, encryptionContext)
 }
 
 // seal encrypts plaintext under the key's current backing key. It spends one
@@ -183,38 +218,114 @@ type blob struct {
 	header, sealed []byte
 }
 
-// authorizeBlob resolves and authorises the key of a ciphertext blob.
-func (s *Service) authorizeBlob(ctx context.Context, call *Call, action string, keyID *string, ciphertext []byte) (*key, blob, error) {
-	if keyID == nil && !s.allowed(call) {
-		return nil, blob{}, unknownCiphertextKey()
+func parseBlob(ciphertext []byte) (blob, error) {
+	header, raw, sealed, err := envelope.Parse(ciphertext)
+	if err != nil {
+		return blob{}, invalidCiphertext()
 	}
-	var k *key
+	return blob{header, raw, sealed}, nil
+}
+
+// source is a ciphertext as a request brings it.
+type source struct {
+	keyID      *string
+	ciphertext []byte
+	dryRun     *bool
+	modifiers  []types.DryRunModifierType
+	use        use
+	blob       blob // set once it has been parsed
+}
+
+// absent reports whether a rehearsal is to do without the ciphertext.
+func (f *source) absent() bool {
+	return aws.ToBool(f.dryRun) && slices.Contains(f.modifiers, types.DryRunModifierTypeIgnoreCiphertext)
+}
+
+// check refuses a source that has not what it takes to find the key.
+func (f *source) check() error {
+	switch {
+	case len(f.modifiers) > 0 && !aws.ToBool(f.dryRun):
+		return validation("DryRunModifiers are only allowed together with DryRun.")
+	case f.absent() && f.keyID == nil:
+		return validation("The KeyId of the ciphertext is required when the ciphertext is ignored.")
+	case f.ciphertext == nil && !f.absent():
+		return validation("1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null")
+	case f.keyID == nil && f.use.algorithm != types.EncryptionAlgorithmSpecSymmetricDefault:
+		return validation("The KeyId of the ciphertext is required with algorithm %s.", f.use.algorithm)
+	}
+	return nil
+}
+
+// authorizeSource resolves and authorises the key of a ciphertext, and refuses
+// what that key or this release cannot do.
+func (s *Service) authorizeSource(ctx context.Context, call *Call, action string, from *source) (*key, error) {
+	k, err := s.sourceKey(ctx, call, action, from)
+	if err != nil {
+		return nil, err
+	}
+	if k.Usage != string(types.KeyUsageTypeEncryptDecrypt) {
+		return nil, incorrectKey()
+	}
+	return k, checkUse(call, k, from.use)
+}
+
+func (s *Service) sourceKey(ctx context.Context, call *Call, action string, from *source) (*key, error) {
+	if from.keyID != nil {
+		k, err := s.authorizeKey(ctx, call, action, *from.keyID, keyOrAlias)
+		if err != nil {
+			return nil, err
+		}
+		return k, from.check()
+	}
+	if !s.allowed(call) {
+		return nil, unknownCiphertextKey()
+	}
+	if err := from.check(); err != nil {
+		return nil, err
+	}
 	var err error
-	if keyID != nil {
-		if k, err = s.authorizeKey(ctx, call, action, *keyID, keyOrAlias); err != nil {
-			return nil, blob{}, err
+	if from.blob, err = parseBlob(from.ciphertext); err != nil {
+		return nil, err
+	}
+	ref := keyRef{account: call.Principal.Account, region: call.Region, id: from.blob.KeyID}
+	k, err := s.authorizeRef(ctx, call, action, ref, call.Operation)
+	var missing *types.NotFoundException
+	if errors.As(err, &missing) {
+		return nil, unknownCiphertextKey()
+	}
+	return k, err
+}
+
+func incorrectKey() error {
+	return &types.IncorrectKeyException{Message: aws.String("The key ID in the request does not identify a CMK that can perform this operation.")}
+}
+
+// openSource decrypts a ciphertext whose key authorizeSource has found. The
+// material id is that of a symmetric key, else nil.
+func (s *Service) openSource(ctx context.Context, k *key, from *source) (plaintext []byte, materialID *string, err error) {
+	if from.absent() {
+		return nil, nil, nil
+	}
+	if !k.symmetric() {
+		plaintext, err = s.domain.DecryptRSA(ctx, k.backing.EKT, string(from.use.algorithm), from.ciphertext)
+		if err != nil {
+			return nil, nil, s.fromUse(k, "decrypting", err)
+		}
+		return plaintext, nil, nil
+	}
+	if from.blob.header == nil {
+		if from.blob, err = parseBlob(from.ciphertext); err != nil {
+			return nil, nil, err
 		}
 	}
-	if ciphertext == nil {
-		return nil, blob{}, validation("1 validation error detected: Value null at 'ciphertextBlob' failed to satisfy constraint: Member must not be null")
+	if from.blob.KeyID != k.ID {
+		return nil, nil, incorrectKey()
 	}
-	var b blob
-	if b.Header, b.header, b.sealed, err = envelope.Parse(ciphertext); err != nil {
-		return nil, blob{}, invalidCiphertext()
+	plaintext, id, err := s.open(ctx, k, from.blob, from.use.context)
+	if err != nil {
+		return nil, nil, err
 	}
-	if k == nil {
-		ref := keyRef{account: call.Principal.Account, region: call.Region, id: b.KeyID}
-		k, err = s.authorizeRef(ctx, call, action, ref, call.Operation)
-		var missing *types.NotFoundException
-		if errors.As(err, &missing) {
-			return nil, blob{}, unknownCiphertextKey()
-		}
-		return k, b, err
-	}
-	if b.KeyID != k.ID {
-		return nil, blob{}, &types.IncorrectKeyException{Message: aws.String("The key ID in the request does not identify a CMK that can perform this operation.")}
-	}
-	return k, b, nil
+	return plaintext, &id, nil
 }
 
 // open decrypts a blob with the backing key that it names, which must be one
@@ -246,5 +357,5 @@ func (s *Service) fromUse(k *key, doing string, err error) error {
 	if errors.Is(err, hsm.ErrInvalidEKT) {
 		s.log.Error("the HSM refuses a stored key token: check which domain this database belongs to", "key", k.arn, "error", err)
 	}
-	return fmt.Errorf("%s with %s: %w", doing, k.arn, err)
+	return fmt.Errorf("%s with %s: %w", doing, k.arn, fromDevice(err))
 }

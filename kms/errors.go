@@ -43,6 +43,15 @@ func limitExceeded(format string, args ...any) error {
 // invalidCiphertext has no message, like AWS's.
 func invalidCiphertext() error { return &types.InvalidCiphertextException{} }
 
+// fromDevice tells the caller what the HSM lacks, by the mechanism's name.
+func fromDevice(err error) error {
+	var lacks *hsm.UnsupportedError
+	if errors.As(err, &lacks) {
+		return unsupported("%s.", lacks.Error())
+	}
+	return err
+}
+
 // APIError returns what the caller is told of err: the AWS error that was
 // made where the fact was known, or the one that stands for a part of ours
 // that failed. Anything else is KMSInternalException, without details.

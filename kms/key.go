@@ -19,6 +19,7 @@ import (
 
 	"github.com/trent-kms/trent/awsjson"
 	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
 )
 
@@ -64,7 +65,8 @@ func (s *Service) createKey(ctx context.Context, call *Call, in *awskms.CreateKe
 
 // newKey is the row that a CreateKey request asks for.
 func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, error) {
-	if err := checkCreateKey(in); err != nil {
+	spec, usage, err := checkCreateKey(in)
+	if err != nil {
 		return store.Key{}, err
 	}
 	policy, err := s.checkPolicy(call.Principal.Account, in.Policy)
@@ -75,13 +77,16 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 	if err != nil {
 		return store.Key{}, err
 	}
+	if err := s.domain.Supports(string(spec), hsmUses[string(usage)]); err != nil {
+		return store.Key{}, fromDevice(err)
+	}
 	return store.Key{
 		Account:     call.Principal.Account,
 		Region:      call.Region,
 		ID:          uuid.NewString(),
 		State:       string(types.KeyStateEnabled),
-		Spec:        string(types.KeySpecSymmetricDefault),
-		Usage:       string(types.KeyUsageTypeEncryptDecrypt),
+		Spec:        string(spec),
+		Usage:       string(usage),
 		Origin:      string(types.OriginTypeAwsKms),
 		Description: aws.ToString(in.Description),
 		Policy:      policy,
@@ -90,44 +95,47 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 	}, nil
 }
 
-// checkCreateKey refuses what AWS refuses, and what is not built yet.
-func checkCreateKey(in *awskms.CreateKeyInput) error {
-	spec := in.KeySpec
+// checkCreateKey refuses what AWS refuses, and what is not built yet. It
+// returns the spec and usage that are asked for.
+func checkCreateKey(in *awskms.CreateKeyInput) (types.KeySpec, types.KeyUsageType, error) {
+	spec, usage := in.KeySpec, in.KeyUsage
 	if in.CustomerMasterKeySpec != "" {
 		if spec != "" && string(spec) != string(in.CustomerMasterKeySpec) {
-			return validation("You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
+			return "", "", validation("You cannot specify KeySpec and CustomerMasterKeySpec in the same request. CustomerMasterKeySpec is deprecated.")
 		}
 		spec = types.KeySpec(in.CustomerMasterKeySpec)
 	}
-	symmetric := spec == "" || spec == types.KeySpecSymmetricDefault
+	if spec == "" {
+		spec = types.KeySpecSymmetricDefault
+	}
+	if usage == "" && spec == types.KeySpecSymmetricDefault {
+		usage = types.KeyUsageTypeEncryptDecrypt
+	}
+	known, ours := keySpecs[spec]
 	switch {
 	case aws.ToBool(in.MultiRegion):
-		return unsupported("Multi-Region keys are not available yet.")
+		return "", "", unsupported("Multi-Region keys are not available yet.")
 	case in.CustomKeyStoreId != nil || in.XksKeyId != nil:
-		return unsupported("Custom key stores are not available yet.")
+		return "", "", unsupported("Custom key stores are not available yet.")
 	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms:
-		return unsupported("Origin %s is not available yet.", in.Origin)
-	case !symmetric && in.KeyUsage == "":
-		return validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
-	case !symmetric:
-		return unsupported("KeySpec %s is not available yet.", spec)
-	case in.KeyUsage != "" && in.KeyUsage != types.KeyUsageTypeEncryptDecrypt:
-		return validation("KeyUsage %s is not compatible with KeySpec %s", in.KeyUsage, types.KeySpecSymmetricDefault)
+		return "", "", unsupported("Origin %s is not available yet.", in.Origin)
+	case usage == "":
+		return "", "", validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
+	case !ours:
+		return "", "", unsupported("KeySpec %s is not available in this Region.", spec)
+	case known.usages[usage] == nil:
+		return "", "", validation("KeyUsage %s is not compatible with KeySpec %s", usage, spec)
 	}
-	return nil
+	return spec, usage, nil
 }
 
 // newBackingKey has the HSM make a backing key for a key.
 func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.BackingKey, error) {
-	ekt, provenance, err := s.domain.GenerateAES(ctx)
+	made, err := s.domain.Generate(ctx, k.Spec, hsmUses[k.Usage])
 	if err != nil {
-		return store.BackingKey{}, fmt.Errorf("generating a backing key: %w", err)
+		return store.BackingKey{}, fmt.Errorf("generating a backing key: %w", fromDevice(err))
 	}
-	check, err := s.domain.CheckValue(ctx, ekt)
-	if err != nil {
-		return store.BackingKey{}, fmt.Errorf("computing a check value: %w", err)
-	}
-	made, err := json.Marshal(provenance)
+	provenance, err := json.Marshal(made.Provenance)
 	if err != nil {
 		return store.BackingKey{}, fmt.Errorf("encoding a backing key's provenance: %w", err)
 	}
@@ -136,11 +144,21 @@ func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.Backing
 		Region:     k.Region,
 		KeyID:      k.ID,
 		ID:         uuid.New(),
-		EKT:        ekt,
-		MaterialID: materialID(k.ID, check),
-		Provenance: made,
+		EKT:        made.EKT,
+		MaterialID: materialID(k.ID, checkValue(made)),
+		Provenance: provenance,
+		PublicKey:  made.PublicKey,
 		Created:    k.Created,
 	}, nil
+}
+
+// checkValue identifies key material: a key pair by its public half.
+func checkValue(made hsm.Material) []byte {
+	if made.PublicKey == nil {
+		return made.CheckValue
+	}
+	sum := sha256.Sum256(made.PublicKey)
+	return sum[:]
 }
 
 // materialID is AWS's KeyMaterialId: 64 lower-case hex digits that are the
@@ -162,24 +180,32 @@ func unstorable(err error) error {
 
 // metadata is AWS's KeyMetadata of a key.
 func (k *key) metadata() *types.KeyMetadata {
-	return &types.KeyMetadata{
-		AWSAccountId:          aws.String(k.Account),
-		KeyId:                 aws.String(k.ID),
-		Arn:                   aws.String(k.arn),
-		CreationDate:          aws.Time(k.Created),
-		Enabled:               k.State == string(types.KeyStateEnabled),
-		Description:           aws.String(k.Description),
-		KeyUsage:              types.KeyUsageType(k.Usage),
-		KeyState:              types.KeyState(k.State),
-		DeletionDate:          k.DeletionDate,
-		Origin:                types.OriginType(k.Origin),
-		KeyManager:            types.KeyManagerTypeCustomer,
-		CustomerMasterKeySpec: types.CustomerMasterKeySpec(k.Spec), // AWS still sends the deprecated twin
-		KeySpec:               types.KeySpec(k.Spec),
-		EncryptionAlgorithms:  []types.EncryptionAlgorithmSpec{types.EncryptionAlgorithmSpecSymmetricDefault},
-		MultiRegion:           aws.Bool(k.MultiRegion),
-		CurrentKeyMaterialId:  aws.String(k.backing.MaterialID),
+	algorithms := k.algorithmLists()
+	m := &types.KeyMetadata{
+		AWSAccountId:            aws.String(k.Account),
+		KeyId:                   aws.String(k.ID),
+		Arn:                     aws.String(k.arn),
+		CreationDate:            aws.Time(k.Created),
+		Enabled:                 k.State == string(types.KeyStateEnabled),
+		Description:             aws.String(k.Description),
+		KeyUsage:                types.KeyUsageType(k.Usage),
+		KeyState:                types.KeyState(k.State),
+		DeletionDate:            k.DeletionDate,
+		Origin:                  types.OriginType(k.Origin),
+		KeyManager:              types.KeyManagerTypeCustomer,
+		CustomerMasterKeySpec:   types.CustomerMasterKeySpec(k.Spec), // AWS still sends the deprecated twin
+		KeySpec:                 types.KeySpec(k.Spec),
+		EncryptionAlgorithms:    algorithms.encryption,
+		SigningAlgorithms:       algorithms.signing,
+		MacAlgorithms:           algorithms.mac,
+		KeyAgreementAlgorithms:  algorithms.agreement,
+		EncapsulationAlgorithms: algorithms.encapsulation,
+		MultiRegion:             aws.Bool(k.MultiRegion),
 	}
+	if k.symmetric() {
+		m.CurrentKeyMaterialId = aws.String(k.backing.MaterialID)
+	}
+	return m
 }
 
 // DescribeKey shows a key's metadata.

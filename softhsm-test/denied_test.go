@@ -32,6 +32,17 @@ func wellFormed(keyID string, blob []byte) map[string]any {
 		"TagResource":                     with(map[string]any{"Tags": []any{map[string]any{"TagKey": "k", "TagValue": "v"}}}),
 		"UntagResource":                   with(map[string]any{"TagKeys": []any{"k"}}),
 		"UpdateKeyDescription":            with(map[string]any{"Description": "d"}),
+		"GetPublicKey":                    key,
+		"Sign":                            with(map[string]any{"Message": blob, "SigningAlgorithm": "ECDSA_SHA_256"}),
+		"Verify":                          with(map[string]any{"Message": blob, "Signature": blob, "SigningAlgorithm": "ECDSA_SHA_256"}),
+		"GenerateMac":                     with(map[string]any{"Message": blob, "MacAlgorithm": "HMAC_SHA_256"}),
+		"VerifyMac":                       with(map[string]any{"Message": blob, "Mac": blob, "MacAlgorithm": "HMAC_SHA_256"}),
+		"DeriveSharedSecret":              with(map[string]any{"KeyAgreementAlgorithm": "ECDH", "PublicKey": blob}),
+		"Encapsulate":                     with(map[string]any{"EncapsulationAlgorithm": "ML_KEM"}),
+		"Decapsulate":                     with(map[string]any{"EncapsulationAlgorithm": "ML_KEM", "SharedSecretCiphertextBlob": blob}),
+
+		"GenerateDataKeyPair":                 with(map[string]any{"KeyPairSpec": "ECC_NIST_P256"}),
+		"GenerateDataKeyPairWithoutPlaintext": with(map[string]any{"KeyPairSpec": "ECC_NIST_P256"}),
 	}
 }
 
