@@ -58,7 +58,7 @@ func (s *Service) authorizeKey(ctx context.Context, call *Call, action, keyID st
 	call.again = append(call.again, func(ctx context.Context) error {
 		fresh, err := s.alias(ctx, ref)
 		if err == nil && fresh.KeyID != alias.KeyID {
-			err = fmt.Errorf("%s now names another key", ref.alias)
+			err = fmt.Errorf("%w: %s names another key", errOvertaken, ref.alias)
 		}
 		return err
 	})

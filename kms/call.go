@@ -83,15 +83,15 @@ func (s *Service) identify(ctx context.Context, call *Call) error {
 // decided on have changed meanwhile.
 const attempts = 5
 
-// errOvertaken says that a call's decision no longer holds: its answer is
-// withheld, and the call runs again on fresh rows.
+// errOvertaken says that what a call was decided on has changed, and that it
+// must run again on fresh rows to know its answer.
 var errOvertaken = errors.New("overtaken by a change")
 
 // Do runs an operation and has the call recorded, whatever comes of it; only
 // then may its answer leave. A refusal that was decided on cached rows is
 // decided again on fresh ones if any have changed. A success whose decision
-// no longer holds once it is recorded is withheld, and the call runs again:
-// then it has a second record, with the same requestID.
+// no longer holds once it is recorded is withheld: a second record, with the
+// same requestID, has what the caller is told instead.
 func (s *Service) Do(ctx context.Context, call *Call, run func() ([]byte, error)) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		answer, err := guard(call, run)
@@ -187,10 +187,13 @@ func (s *Service) reauthorize(ctx context.Context, call *Call, seq int64) error 
 	for i := 0; err == nil && i < len(call.again); i++ {
 		err = call.again[i](ctx)
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errOvertaken, err)
+	if err == nil || errors.Is(err, errOvertaken) {
+		return err
 	}
-	return nil
+	if _, auditErr := s.audit.Record(ctx, s.record(call, err)); auditErr != nil {
+		return fmt.Errorf("recording that %s was withheld: %w", call.Operation, auditErr)
+	}
+	return err
 }
 
 // commit writes change and the call's audit record in one transaction, if the
