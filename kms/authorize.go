@@ -62,6 +62,7 @@ func (s *Service) authorizeRef(ctx context.Context, call *Call, action string, r
 		return nil, err
 	}
 	call.touch(k.Account, k.arn)
+	call.keys = append(call.keys, ref)
 	if err := checkState(row, k); err != nil {
 		return nil, err
 	}

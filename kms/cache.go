@@ -43,11 +43,13 @@ type cache struct {
 	reloads prometheus.Counter
 }
 
-// key is a verified key row with its current backing key.
+// key is a verified key row with its current backing key, and the set of all
+// that it has.
 type key struct {
 	store.Key
-	arn     string
-	backing store.BackingKey
+	arn         string
+	backing     store.BackingKey
+	backingKeys store.BackingKeySet // read-only
 }
 
 type backingRef struct {
@@ -160,20 +162,46 @@ func (c *cache) key(ctx context.Context, s *Service, ref keyRef) (*key, error) {
 		return k, nil
 	}
 	before := c.head.Load()
-	row, err := c.db.Key(ctx, ref.account, ref.region, ref.id)
+	k, err := c.load(ctx, s, ref)
 	if err != nil {
 		return nil, err
 	}
-	backing, err := c.backingKey(ctx, backingRef{ref.account, ref.region, row.CurrentBackingKey})
-	if err != nil {
-		return nil, fmt.Errorf("loading the backing key of %s: %w", ref.id, orphan(err))
-	}
-	if backing.KeyID != row.ID {
-		return nil, fmt.Errorf("backing key %x of key %s belongs to key %s", backing.ID, row.ID, backing.KeyID)
-	}
-	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backing: backing}
 	c.insert(before, func() { c.keys.Set(ref, k) })
 	return k, nil
+}
+
+// load is key past the cache.
+func (c *cache) load(ctx context.Context, s *Service, ref keyRef) (*key, error) {
+	row, set, err := c.db.KeyWithSet(ctx, ref.account, ref.region, ref.id)
+	if err != nil {
+		return nil, err
+	}
+	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backingKeys: set}
+	if k.backing, err = c.member(ctx, k, row.CurrentBackingKey); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// errNotMember says that a key has no backing key of an id.
+var errNotMember = errors.New("not a backing key of this key")
+
+// member returns the verified backing key of k that id names, in the version
+// that k's row binds, or errNotMember. For an id that is not k's it does not
+// ask the database.
+func (c *cache) member(ctx context.Context, k *key, id [16]byte) (store.BackingKey, error) {
+	version, found := k.backingKeys[id]
+	if !found {
+		return store.BackingKey{}, errNotMember
+	}
+	b, err := c.backingKey(ctx, backingRef{k.Account, k.Region, id})
+	if err != nil {
+		return store.BackingKey{}, fmt.Errorf("loading backing key %x of %s: %w", id, k.arn, orphan(err))
+	}
+	if b.KeyID != k.ID || b.Version != version {
+		return store.BackingKey{}, fmt.Errorf("backing key %x is version %d of key %s; key %s has version %d of it", id, b.Version, b.KeyID, k.ID, version)
+	}
+	return b, nil
 }
 
 // orphan keeps "our own row is missing" apart from "the caller named nothing".
@@ -185,7 +213,7 @@ func orphan(err error) error {
 }
 
 // backingKey returns a verified backing key. Backing keys never change; they
-// go with their key.
+// go with their key. Use member, which knows whose it must be.
 func (c *cache) backingKey(ctx context.Context, ref backingRef) (store.BackingKey, error) {
 	if b, ok := c.backing.GetIfPresent(ref); ok {
 		return b, nil

@@ -49,6 +49,7 @@ type Call struct {
 	again []func(context.Context) error
 
 	resources []audit.Resource
+	keys      []keyRef // that were authorised
 	response  jsontext.Value
 	extra     jsontext.Value
 
@@ -90,15 +91,19 @@ func (s *Service) Finish(ctx context.Context, call *Call, err error) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
-	seq, auditErr := s.audit.Record(ctx, s.record(call, err))
+	r := s.record(call, err)
+	seq, auditErr := s.audit.Record(ctx, r)
 	if auditErr != nil {
 		return fmt.Errorf("recording %s: %w", call.Operation, auditErr)
 	}
 	call.recorded = true
-	if err != nil || seq == call.head {
-		return err
+	if err == nil && seq != call.head {
+		err = s.reauthorize(ctx, call, seq)
 	}
-	return s.reauthorize(ctx, call, seq)
+	if err == nil {
+		s.usages.note(call, r)
+	}
+	return err
 }
 
 // reauthorize repeats the authorisations of a call that succeeded on rows
@@ -119,12 +124,12 @@ func (s *Service) reauthorize(ctx context.Context, call *Call, seq int64) error 
 	return nil
 }
 
-// commit writes change and the call's audit record in one transaction.
-// ErrConflict means that nothing was written.
-func (s *Service) commit(ctx context.Context, call *Call, change *store.Change) error {
+// commit writes change, the call's audit record and the events that come of it
+// in one transaction. ErrConflict means that nothing was written.
+func (s *Service) commit(ctx context.Context, call *Call, change *store.Change, events ...*audit.Record) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
-	seq, err := s.audit.Commit(ctx, s.record(call, nil), change)
+	seq, err := s.audit.Commit(ctx, s.record(call, nil), change, events...)
 	if err != nil {
 		return fromCommit(err)
 	}
@@ -165,7 +170,7 @@ func (s *Service) refresh(ctx context.Context, call *Call) error {
 	if err := s.cache.advance(ctx, seq); err != nil {
 		return err
 	}
-	call.resources, call.response, call.extra = nil, nil, nil
+	call.resources, call.keys, call.response, call.extra = nil, nil, nil, nil
 	call.again = call.again[:1]
 	return call.again[0](ctx)
 }

@@ -2,8 +2,10 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/riverqueue/river"
@@ -19,8 +21,8 @@ const (
 	keptChanges = 100_000
 )
 
-// sweepArgs is the job that deletes keys whose waiting period is over and
-// prunes the change log. The row in the queue is a hint only: it carries
+// sweepArgs is the job that deletes keys whose waiting period is over, rotates
+// keys whose rotation is due, and prunes the change log. The row in the queue is a hint only: it carries
 // nothing, and running the job at any time, twice or never changes nothing
 // that the sealed rows do not say.
 type sweepArgs struct{}
@@ -34,7 +36,7 @@ type sweeper struct {
 
 // Work is called on one host at a time.
 func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
-	if err := w.service.deleteDue(ctx); err != nil {
+	if err := errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx)); err != nil {
 		w.service.log.Error("sweeping", "error", err)
 		return err
 	}
@@ -45,7 +47,8 @@ func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
 }
 
 // Run does the background work until ctx ends: it follows the change
-// sequence, and sweeps. River elects the one host of all that share the
+// sequence, writes last uses of keys, and sweeps. No call may be under way
+// when ctx ends. River elects the one host of all that share the
 // database on which the sweep is started.
 func (s *Service) Run(ctx context.Context) error {
 	workers := river.NewWorkers()
@@ -72,9 +75,14 @@ func (s *Service) Run(ctx context.Context) error {
 	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
 		return fmt.Errorf("starting background jobs: %w", err)
 	}
+	var noting sync.WaitGroup
+	noting.Go(func() {
+		s.usages.run(ctx, usageInterval, func(err error) { s.log.Warn("noting last uses of keys", "error", err) })
+	})
 	s.cache.follow(ctx, followInterval, func(err error) {
 		s.log.Warn("following the change sequence", "error", err)
 	})
+	noting.Wait()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if err := client.Stop(stop); err != nil {

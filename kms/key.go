@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -36,7 +37,7 @@ func (s *Service) CreateKey(ctx context.Context, call *Call, in *awskms.CreateKe
 	if err != nil {
 		return nil, err
 	}
-	backing, err := s.newBackingKey(ctx, row)
+	backing, err := s.newBackingKey(ctx, row, row.Created)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +116,7 @@ func checkCreateKey(in *awskms.CreateKeyInput) error {
 }
 
 // newBackingKey has the HSM make a backing key for a key.
-func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.BackingKey, error) {
+func (s *Service) newBackingKey(ctx context.Context, k store.Key, now time.Time) (store.BackingKey, error) {
 	ekt, provenance, err := s.domain.GenerateAES(ctx)
 	if err != nil {
 		return store.BackingKey{}, fmt.Errorf("generating a backing key: %w", err)
@@ -136,7 +137,7 @@ func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.Backing
 		EKT:        ekt,
 		MaterialID: materialID(k.ID, check),
 		Provenance: made,
-		Created:    k.Created,
+		Created:    now,
 	}, nil
 }
 

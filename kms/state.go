@@ -42,6 +42,9 @@ var stateTable = map[string][len(keyStates)]verdict{
 	"ListKeyPolicies":                 {ok, ok, ok},
 	"ListResourceTags":                {ok, ok, ok},
 	"ListAliases":                     {ok, ok, ok},
+	"ListKeyRotations":                {ok, ok, ok},
+	"GetKeyRotationStatus":            {ok, ok, ok},
+	"GetKeyLastUsage":                 {ok, ok, ok},
 	"DeleteAlias":                     {ok, ok, ok},
 	"CreateAlias":                     {ok, ok, pendingDeletion},
 	"TagResource":                     {ok, ok, pendingDeletion},
@@ -50,6 +53,9 @@ var stateTable = map[string][len(keyStates)]verdict{
 	"UpdateAlias":                     {ok, ok, pendingDeletion},
 	"EnableKey":                       {ok, ok, pendingDeletion},
 	"DisableKey":                      {ok, ok, pendingDeletion},
+	"EnableKeyRotation":               {ok, disabled, pendingDeletion},
+	"DisableKeyRotation":              {ok, disabled, pendingDeletion},
+	"RotateKeyOnDemand":               {ok, disabled, pendingDeletion},
 	"ScheduleKeyDeletion":             {ok, ok, pendingDeletion},
 	"CancelKeyDeletion":               {notPendingDeletion, notPendingDeletion, ok},
 }
@@ -96,7 +102,7 @@ func (s *Service) updateKey(ctx context.Context, call *Call, keyID string, edit 
 		if call.response == nil {
 			call.answeredKey(k.arn)
 		}
-		updated = &key{Key: row, arn: k.arn, backing: k.backing}
+		updated = &key{Key: row, arn: k.arn, backing: k.backing, backingKeys: k.backingKeys}
 		return s.commit(ctx, call, change)
 	})
 	return updated, err
