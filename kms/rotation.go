@@ -82,8 +82,9 @@ func (s *Service) GetKeyRotationStatus(ctx context.Context, call *Call, in *awsk
 }
 
 // RotateKeyOnDemand gives a key a new backing key at once, whatever its
-// schedule, which does not change. AWS does it in the background; here the new
-// backing key encrypts from the answer on.
+// schedule, which does not change. AWS does it in the background; here it is
+// done when it is answered. Another host may seal one more call under the
+// backing key before, which it finds out when it commits the audit record.
 func (s *Service) RotateKeyOnDemand(ctx context.Context, call *Call, in *awskms.RotateKeyOnDemandInput) (*awskms.RotateKeyOnDemandOutput, error) {
 	out := &awskms.RotateKeyOnDemandOutput{}
 	err := s.change(ctx, call, func() error {

@@ -79,6 +79,30 @@ var keyStateTable = []struct {
 		_, err := s.c.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: &s.alias})
 		return err
 	}},
+	{"EnableKeyRotation", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: &s.id})
+		return err
+	}},
+	{"DisableKeyRotation", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: &s.id})
+		return err
+	}},
+	{"RotateKeyOnDemand", "", disabled, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: &s.id})
+		return err
+	}},
+	{"GetKeyRotationStatus", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: &s.id})
+		return err
+	}},
+	{"ListKeyRotations", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &s.id})
+		return err
+	}},
+	{"GetKeyLastUsage", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: &s.id})
+		return err
+	}},
 	{"CreateAlias", "", "", invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String(s.alias + "-2"), TargetKeyId: &s.id})
 		return err

@@ -17,16 +17,17 @@ var built = []string{
 	"EnableKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateRandom", "GetKeyPolicy",
 	"ListAliases", "ListKeyPolicies", "ListKeys", "ListResourceTags", "PutKeyPolicy", "ReEncrypt",
 	"ScheduleKeyDeletion", "TagResource", "UntagResource", "UpdateAlias", "UpdateKeyDescription",
+	"DisableKeyRotation", "EnableKeyRotation", "GetKeyLastUsage", "GetKeyRotationStatus", "ListKeyRotations", "RotateKeyOnDemand",
 }
 
 // unbuilt lists the rest of AWS's 56 operations.
 var unbuilt = []string{
 	"ConnectCustomKeyStore", "CreateCustomKeyStore", "CreateGrant", "Decapsulate", "DeleteCustomKeyStore",
-	"DeleteImportedKeyMaterial", "DeriveSharedSecret", "DescribeCustomKeyStores", "DisableKeyRotation",
-	"DisconnectCustomKeyStore", "EnableKeyRotation", "Encapsulate", "GenerateDataKeyPair",
-	"GenerateDataKeyPairWithoutPlaintext", "GenerateMac", "GetKeyLastUsage", "GetKeyRotationStatus",
-	"GetParametersForImport", "GetPublicKey", "ImportKeyMaterial", "ListGrants", "ListKeyRotations",
-	"ListRetirableGrants", "ReplicateKey", "RetireGrant", "RevokeGrant", "RotateKeyOnDemand", "Sign",
+	"DeleteImportedKeyMaterial", "DeriveSharedSecret", "DescribeCustomKeyStores",
+	"DisconnectCustomKeyStore", "Encapsulate", "GenerateDataKeyPair",
+	"GenerateDataKeyPairWithoutPlaintext", "GenerateMac",
+	"GetParametersForImport", "GetPublicKey", "ImportKeyMaterial", "ListGrants",
+	"ListRetirableGrants", "ReplicateKey", "RetireGrant", "RevokeGrant", "Sign",
 	"UpdateCustomKeyStore", "UpdatePrimaryRegion", "Verify", "VerifyMac",
 }
 

@@ -15,7 +15,9 @@ func made(t *testing.T, db *DB, name string) (Key, BackingKey) {
 	k, b := sampleKey(name)
 	k.RotationPeriodInDays, k.NextRotation, k.OnDemandRotations, k.BackingKeySet, k.DeletionDate = 0, nil, 0, nil, nil
 	b.RotationType, b.Rotated = "", nil
-	must(t, db, func(c *Change) error { return errors.Join(c.InsertKey(t.Context(), k), c.InsertBackingKey(t.Context(), b)) })
+	must(t, db, func(c *Change) error {
+		return errors.Join(c.InsertKey(t.Context(), k), c.InsertBackingKey(t.Context(), b))
+	})
 	return k, b
 }
 
