@@ -27,7 +27,8 @@ run: ## Run Trent on 127.0.0.1:4600 with a SoftHSM token and a private Postgres
 .PHONY: build
 build: ## Build bin/trent
 	@mkdir -p bin
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/trent ./cmd/trent
+	@echo "building bin/trent; the first time this takes a minute or two" >&2
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/trent ./cmd/trent
 
 .PHONY: install-deps
 install-deps: ## Install the Debian packages that running and testing need
@@ -48,7 +49,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 
 .PHONY: bench
 bench: install-deps ## Measure: the raw device, the hsm layer, the service over HTTP
-	go run ./bench
+	go run ./cmd/trent-bench
 
 .PHONY: clean
 clean: ## Remove what was built (never .trent, which holds keys)

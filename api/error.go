@@ -22,6 +22,10 @@ func (s *Server) writeError(w http.ResponseWriter, r *http.Request, requestID st
 		status = protocol.status
 	case api.ErrorFault() == smithy.FaultServer:
 		status = http.StatusInternalServerError
+		var known *told
+		if errors.As(err, &known) {
+			break
+		}
 		s.log.Error("request failed", "requestID", requestID, "target", r.Header.Get("X-Amz-Target"), "code", api.ErrorCode(), "error", err)
 	}
 	if status == http.StatusRequestEntityTooLarge {

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/aws/smithy-go"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/time/rate"
 
@@ -38,13 +39,25 @@ type strangers struct {
 	refusal *prometheus.CounterVec
 }
 
-func (s *strangers) refused(r *http.Request, err error) {
-	code := kms.APIError(err).ErrorCode()
-	s.refusal.WithLabelValues(code).Inc()
+// refused returns err, marked as told: a stranger cannot fill the log either
+// when the failure is ours.
+func (s *strangers) refused(r *http.Request, err error) error {
+	api := kms.APIError(err)
+	s.refusal.WithLabelValues(api.ErrorCode()).Inc()
 	if s.limit.Allow() {
-		s.log.Warn("authentication refused", "code", code, "source", r.RemoteAddr, "target", r.Header.Get("X-Amz-Target"))
+		level := slog.LevelWarn
+		if api.ErrorFault() == smithy.FaultServer {
+			level = slog.LevelError
+		}
+		s.log.Log(r.Context(), level, "authentication refused", "code", api.ErrorCode(), "source", r.RemoteAddr, "target", r.Header.Get("X-Amz-Target"), "error", err)
 	}
+	return &told{err}
 }
+
+// told marks an error that needs no other line in the log.
+type told struct{ error }
+
+func (t *told) Unwrap() error { return t.error }
 
 func newRoutes(cfg Config) (table map[string]*route, unknown *route, strange *strangers, err error) {
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{

@@ -90,6 +90,7 @@ func op[In, Out any](name string, run func(*kms.Service, context.Context, *kms.C
 	model, _ := awsjson.Operation(name)
 	return operation{name: name, built: true, serve: func(ctx context.Context, s *kms.Service, call *kms.Call, body []byte) ([]byte, error) {
 		in := new(In)
+		defer wipe(in)
 		if err := awsjson.Decode(body, in); err != nil {
 			return nil, err
 		}
@@ -110,22 +111,27 @@ func op[In, Out any](name string, run func(*kms.Service, context.Context, *kms.C
 	}}
 }
 
-// wipe clears what an answer holds in the clear, once it is encoded.
-func wipe(out any) {
-	switch out := out.(type) {
+// wipe clears what a request or an answer holds in the clear.
+func wipe(shape any) {
+	switch shape := shape.(type) {
+	case *awskms.EncryptInput:
+		clear(shape.Plaintext)
 	case *awskms.DecryptOutput:
-		clear(out.Plaintext)
+		clear(shape.Plaintext)
 	case *awskms.GenerateDataKeyOutput:
-		clear(out.Plaintext)
+		clear(shape.Plaintext)
 	case *awskms.GenerateRandomOutput:
-		clear(out.Plaintext)
+		clear(shape.Plaintext)
 	}
 }
 
 // notBuilt makes the line of an operation that is not built yet. It is
-// authenticated and recorded like any other.
+// authenticated, authorised and recorded like any other.
 func notBuilt(name string) operation {
-	return operation{name: name, serve: func(context.Context, *kms.Service, *kms.Call, []byte) ([]byte, error) {
+	return operation{name: name, serve: func(_ context.Context, s *kms.Service, call *kms.Call, _ []byte) ([]byte, error) {
+		if err := s.Authorize(call); err != nil {
+			return nil, err
+		}
 		return nil, &types.UnsupportedOperationException{Message: aws.String(name + " is not available in this release of Trent.")}
 	}}
 }

@@ -131,32 +131,23 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 		return nil, err
 	}
 	defer clear(body) // may hold plaintext
-	head := s.service.Head()
-	identity, err := s.verifier.Verify(r, body)
+	call, err := s.authenticate(r.WithContext(ctx), body)
 	if err != nil {
-		s.strange.refused(r, err)
-		return nil, err
-	}
-	call, err := s.service.Begin(ctx, head, identity)
-	if err != nil {
-		return nil, err
+		return nil, s.strange.refused(r, err)
 	}
 	describe(call, r, route.operation.name, requestID)
-	return s.perform(ctx, call, route.operation, body)
+	return s.service.Do(ctx, call, func() ([]byte, error) {
+		return route.operation.serve(ctx, s.service, call, body)
+	})
 }
 
-// perform runs an operation and has it recorded, whatever comes of it.
-func (s *Server) perform(ctx context.Context, call *kms.Call, op operation, body []byte) (answer []byte, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic in %s: %v\n%s", op.name, p, debug.Stack())
-		}
-		if err = s.service.Finish(ctx, call, err); err != nil {
-			clear(answer)
-			answer = nil
-		}
-	}()
-	return op.serve(ctx, s.service, call, body)
+func (s *Server) authenticate(r *http.Request, body []byte) (*kms.Call, error) {
+	head := s.service.Head() // before anything is looked up
+	identity, err := s.verifier.Verify(r, body)
+	if err != nil {
+		return nil, err
+	}
+	return s.service.Begin(r.Context(), head, identity)
 }
 
 // describe fills in what the audit record says of the request.

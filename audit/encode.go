@@ -27,11 +27,11 @@ func (r *Record) Append(dst []byte) []byte {
 	dst = append(dst, `},"eventTime":"`...)
 	dst = r.EventTime.UTC().AppendFormat(dst, time.RFC3339)
 	dst = append(dst, '"')
-	dst = appendText(dst, `,"eventSource":`, orElse(r.EventSource, "kms.amazonaws.com"), maxText)
-	dst = appendText(dst, `,"eventName":`, r.EventName, maxText)
-	dst = appendText(dst, `,"awsRegion":`, r.AWSRegion, maxText)
-	dst = appendText(dst, `,"sourceIPAddress":`, r.SourceIPAddress, maxText)
-	dst = appendText(dst, `,"userAgent":`, r.UserAgent, maxText)
+	dst = appendText(dst, `,"eventSource":`, orElse(r.EventSource, "kms.amazonaws.com"))
+	dst = appendText(dst, `,"eventName":`, r.EventName)
+	dst = appendText(dst, `,"awsRegion":`, r.AWSRegion)
+	dst = appendText(dst, `,"sourceIPAddress":`, r.SourceIPAddress)
+	dst = appendText(dst, `,"userAgent":`, r.UserAgent)
 	dst = appendSome(dst, `,"errorCode":`, r.ErrorCode)
 	dst = appendSome(dst, `,"errorMessage":`, r.ErrorMessage)
 	dst = appendRaw(dst, `,"requestParameters":`, r.RequestParameters, maxParameters)
@@ -40,12 +40,12 @@ func (r *Record) Append(dst []byte) []byte {
 		dst = appendRaw(dst, `,"additionalEventData":`, r.AdditionalEventData, maxAdditional)
 	}
 	dst = appendSome(dst, `,"requestID":`, r.RequestID)
-	dst = appendText(dst, `,"eventID":`, r.EventID, maxText)
+	dst = appendText(dst, `,"eventID":`, r.EventID)
 	dst = strconv.AppendBool(append(dst, `,"readOnly":`...), r.ReadOnly)
 	dst = r.appendResources(dst)
-	dst = appendText(dst, `,"eventType":`, orElse(r.EventType, "AwsApiCall"), maxText)
+	dst = appendText(dst, `,"eventType":`, orElse(r.EventType, "AwsApiCall"))
 	dst = append(dst, `,"managementEvent":true`...)
-	dst = appendText(dst, `,"recipientAccountId":`, r.RecipientAccountID, maxText)
+	dst = appendText(dst, `,"recipientAccountId":`, r.RecipientAccountID)
 	dst = appendSome(dst, `,"sharedEventID":`, r.SharedEventID)
 	dst = appendSome(dst, `,"vpcEndpointId":`, r.VPCEndpointID)
 	if r.ServiceEventDetails != nil {
@@ -59,7 +59,11 @@ func (r *Record) Append(dst []byte) []byte {
 }
 
 func (u *UserIdentity) append(dst []byte) []byte {
-	dst = appendText(dst, `"type":`, orElse(u.Type, "Unknown"), maxText)
+	if u.InvokedBy != "" && u.Type == "" { // the service's own event: nobody called
+		dst = appendText(dst, `"accountId":`, u.AccountID)
+		return appendText(dst, `,"invokedBy":`, u.InvokedBy)
+	}
+	dst = appendText(dst, `"type":`, orElse(u.Type, "Unknown"))
 	dst = appendSome(dst, `,"principalId":`, u.PrincipalID)
 	dst = appendSome(dst, `,"arn":`, u.ARN)
 	dst = appendSome(dst, `,"accountId":`, u.AccountID)
@@ -77,9 +81,9 @@ func (r *Record) appendResources(dst []byte) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendText(dst, `{"accountId":`, resource.AccountID, maxText)
-		dst = appendText(dst, `,"type":`, orElse(resource.Type, "AWS::KMS::Key"), maxText)
-		dst = append(appendText(dst, `,"ARN":`, resource.ARN, maxText), '}')
+		dst = appendText(dst, `{"accountId":`, resource.AccountID)
+		dst = appendText(dst, `,"type":`, orElse(resource.Type, "AWS::KMS::Key"))
+		dst = append(appendText(dst, `,"ARN":`, resource.ARN), '}')
 	}
 	return append(dst, ']')
 }
@@ -109,14 +113,14 @@ func appendSome(dst []byte, name, s string) []byte {
 	if s == "" {
 		return dst
 	}
-	return appendText(dst, name, s, maxText)
+	return appendText(dst, name, s)
 }
 
-// appendText appends a member whose value is s, cut at limit bytes.
-func appendText(dst []byte, name, s string, limit int) []byte {
-	if len(s) > limit {
-		end := limit
-		for end > limit-utf8.UTFMax && !utf8.RuneStart(s[end]) {
+// appendText appends a member whose value is s, cut at maxText bytes.
+func appendText(dst []byte, name, s string) []byte {
+	if len(s) > maxText {
+		end := maxText
+		for end > maxText-utf8.UTFMax && !utf8.RuneStart(s[end]) {
 			end--
 		}
 		s = s[:end]
@@ -180,8 +184,8 @@ func appendRaw(dst []byte, name string, raw jsontext.Value, limit int) []byte {
 
 func appendDigest(dst []byte, raw []byte, reason string) []byte {
 	sum := sha256.Sum256(raw)
-	dst = appendText(dst, `{"omitted":`, reason, maxText)
-	return append(appendText(dst, `,"sha256":`, hex.EncodeToString(sum[:]), maxText), '}')
+	dst = appendText(dst, `{"omitted":`, reason)
+	return append(appendText(dst, `,"sha256":`, hex.EncodeToString(sum[:])), '}')
 }
 
 // replaceNUL turns each escaped NUL into an escaped U+FFFD, in place.

@@ -34,10 +34,10 @@ func Decode(body []byte, in any) error {
 	err = d.document(p, value)
 	// The body holds plaintext: the pool must not keep it alive.
 	d.json.Reset(bytes.NewBuffer(nil))
+	clear(d.scratch[:cap(d.scratch)])
 	if cap(d.scratch) > maxScratch {
 		d.scratch = nil
 	}
-	clear(d.scratch[:cap(d.scratch)])
 	decoders.Put(d)
 	return err
 }

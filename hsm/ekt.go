@@ -28,8 +28,10 @@ const (
 	ektVersion = 1
 	ektHeader  = 1 + 4 + 1 + 4 + 4 + 2
 	aesKeySize = 32
-	// maxSecret is the longest generic secret that ImportSecret takes.
-	maxSecret = 1024
+	// ImportSecret's bounds in bytes. Shorter keys are refused by devices for
+	// HMAC-SHA-256; longer ones are hashed by HMAC before use, so that the
+	// zeros with which SoftHSM pads on wrapping would change the result.
+	minSecret, maxSecret = 32, 64
 )
 
 // keyClass sorts backing keys by the domain key that wraps them. The values
@@ -101,7 +103,7 @@ func (e EKT) parse() (keyToken, error) {
 	case classAES:
 		ok = ok && k.keyType == pkcs11.CKK_AES && k.length == aesKeySize && len(k.wrapped) == aesKeySize+8
 	case classGeneric:
-		ok = ok && k.keyType == pkcs11.CKK_GENERIC_SECRET && k.length > 0 && k.length <= maxSecret &&
+		ok = ok && k.keyType == pkcs11.CKK_GENERIC_SECRET && k.length >= minSecret && k.length <= maxSecret &&
 			len(k.wrapped) == (k.length+7)/8*8+8
 	case classPrivate:
 		ok = ok && k.length == 0 && len(k.wrapped)%8 == 0

@@ -138,7 +138,7 @@ func (c *handleCache) insert(ekt EKT) *handle {
 	h := &handle{cache: c, name: string(ekt), ready: make(chan struct{}), users: 2}
 	c.entries[h.name] = h
 	h.place = c.recent.PushFront(h)
-	c.stats.handles.Set(float64(len(c.entries)))
+	c.stats.handles.Inc()
 	return h
 }
 
@@ -146,7 +146,7 @@ func (c *handleCache) remove(h *handle) {
 	delete(c.entries, h.name)
 	c.recent.Remove(h.place)
 	h.place = nil
-	c.stats.handles.Set(float64(len(c.entries)))
+	c.stats.handles.Dec()
 }
 
 func (h *handle) fill(ekt EKT, victim *handle) {
@@ -175,6 +175,21 @@ func (h *handle) wait(ctx context.Context) (*handle, error) {
 		return nil, h.err
 	}
 	return h, nil
+}
+
+// discard takes the handle of ekt out of the cache, if there is one, and has
+// its object destroyed as soon as no one uses it.
+func (c *handleCache) discard(ekt EKT) {
+	c.mu.Lock()
+	h, held := c.entries[string(ekt)]
+	if held {
+		c.remove(h)
+	}
+	orphan := held && h.users == 0
+	c.mu.Unlock()
+	if orphan {
+		c.destroy(h)
+	}
 }
 
 // drop takes h out of the cache, so that the next demand loads it anew. Its

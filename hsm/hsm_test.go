@@ -145,7 +145,7 @@ func TestTamperedEKT(t *testing.T) {
 			t.Errorf("cut to %d: %v", n, err)
 		}
 	}
-	secret, err := d.ImportSecret(t.Context(), []byte("a secret"))
+	secret, err := d.ImportSecret(t.Context(), []byte("a secret that is just long enough"))
 	if err != nil {
 		t.Fatal(err)
 	}

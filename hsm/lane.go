@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -40,21 +41,38 @@ func startLane(queue int, stats *metrics, sessions ...*session) *lane {
 	return l
 }
 
+// batch is how many requests a busy worker answers at a time. Waking a caller
+// on another core may cost as much as half a device call. Answered together,
+// and with the worker stepping aside, callers run on the worker's own core:
+// measured with 16 callers on SoftHSM, 2 µs of CPU per call instead of 12.
+const batch = 16
+
 func (l *lane) work(s *session) {
 	defer s.close()
+	served := make([]*request, 0, batch)
 	for r := range l.queue {
-		if r.state.Load() != waiting {
-			r.end()
-			continue
+		if r.state.Load() == waiting {
+			s.run(r)
 		}
-		s.run(r)
-		if r.state.CompareAndSwap(waiting, finished) {
-			r.done <- struct{}{}
-		} else {
-			r.wipeOutput()
-			r.end()
+		served = append(served, r)
+		if len(served) == batch || len(l.queue) == 0 {
+			for _, r := range served {
+				r.answer()
+			}
+			served = served[:0]
+			runtime.Gosched()
 		}
 	}
+}
+
+// answer wakes the caller of r. One who has gone leaves r to be wiped here.
+func (r *request) answer() {
+	if r.state.CompareAndSwap(waiting, finished) {
+		r.done <- struct{}{}
+		return
+	}
+	r.wipeOutput()
+	r.end()
 }
 
 // close lets the workers finish what is queued.
@@ -135,11 +153,16 @@ const (
 	opHMAC
 	opVerify
 	opRandom
+	opSign
+	opMAC
+	opDecryptRSA
+	opAgree
 	opCount
 )
 
 func (o op) String() string {
-	return [opCount]string{"calling", "encrypting", "decrypting", "computing HMAC", "verifying HMAC", "generating random bytes"}[o]
+	return [opCount]string{"calling", "encrypting", "decrypting", "computing HMAC", "verifying HMAC", "generating random bytes",
+		"signing", "computing HMAC", "decrypting by RSA", "agreeing on a secret"}[o]
 }
 
 const (
@@ -156,6 +179,9 @@ type request struct {
 	epoch uint64
 	key   pkcs11.ObjectHandle
 	fn    func(*session) error
+
+	mechanism  uint   // of an asymmetric call or a MAC
+	parameters []byte // of the mechanism, not secret; nil = none
 
 	buf              []byte // holds iv, aad, in and mac
 	iv, aad, in, mac []byte

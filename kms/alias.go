@@ -25,6 +25,7 @@ func (s *Service) CreateAlias(ctx context.Context, call *Call, in *awskms.Create
 		}
 		now := s.now().UTC()
 		change := s.db.NewChange()
+		change.RequireKey(k.Key)
 		alias := store.Alias{Account: k.Account, Region: k.Region, Name: name, KeyID: k.ID, Created: now, Updated: now}
 		if err := change.InsertAlias(ctx, alias); err != nil {
 			return unstorable(err)
@@ -55,6 +56,7 @@ func (s *Service) UpdateAlias(ctx context.Context, call *Call, in *awskms.Update
 		}
 		alias.KeyID, alias.Updated = to.ID, s.now().UTC()
 		change := s.db.NewChange()
+		change.RequireKey(to.Key)
 		if err := change.UpdateAlias(ctx, alias); err != nil {
 			return unstorable(err)
 		}
@@ -87,16 +89,13 @@ func (s *Service) DeleteAlias(ctx context.Context, call *Call, in *awskms.Delete
 func (s *Service) authorizeAlias(ctx context.Context, call *Call, name string) (store.Alias, *key, error) {
 	action := "kms:" + call.Operation
 	arn := s.aliasARN(call.Principal.Account, call.Region, name)
-	if err := s.authorize(call, action); err != nil {
+	if !s.allowed(call) {
 		return store.Alias{}, nil, denied(call, action, arn)
 	}
 	if err := checkAliasName(name); err != nil {
 		return store.Alias{}, nil, err
 	}
-	alias, err := s.cache.alias(ctx, keyRef{account: call.Principal.Account, region: call.Region, alias: name})
-	if errors.Is(err, store.ErrNotFound) {
-		return store.Alias{}, nil, notFound("Alias %s is not found.", arn)
-	}
+	alias, err := s.alias(ctx, keyRef{account: call.Principal.Account, region: call.Region, alias: name})
 	if err != nil {
 		return store.Alias{}, nil, err
 	}
@@ -144,7 +143,10 @@ func (s *Service) ListAliases(ctx context.Context, call *Call, in *awskms.ListAl
 	if err != nil {
 		return nil, err
 	}
-	limit := pageSize(in.Limit, 50)
+	limit, err := pageSize(in.Limit, 50, 100)
+	if err != nil {
+		return nil, err
+	}
 	aliases, err := s.db.ListAliases(ctx, call.Principal.Account, call.Region, keyID, after, limit+1)
 	if err != nil {
 		return nil, err

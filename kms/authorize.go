@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
@@ -11,21 +12,33 @@ import (
 	"github.com/trent-kms/trent/store"
 )
 
-// authorize decides an action that names no key. Nothing is allowed by
-// default: a principal is an administrator of its account, or has no rights.
+// authorize decides an action that names no key.
 func (s *Service) authorize(call *Call, action string) error {
-	if call.Principal.Admin && call.Principal.Account == s.cfg.Account {
+	decide := func() error {
+		if !s.allowed(call) {
+			return denied(call, action, "*")
+		}
 		return nil
 	}
-	return denied(call, action, "*")
+	call.again = append(call.again, func(context.Context) error { return decide() })
+	return decide()
 }
+
+// allowed is the decision. Nothing is allowed by default: a principal is an
+// administrator of its account, or has no rights.
+func (s *Service) allowed(call *Call) bool {
+	return call.Principal.Admin && call.Principal.Account == s.cfg.Account
+}
+
+// Authorize decides the use of an operation that is not built yet.
+func (s *Service) Authorize(call *Call) error { return s.authorize(call, "kms:"+call.Operation) }
 
 // authorizeKey resolves the key that keyID names and decides action on it. It
 // is the first thing that an operation on a key does; an error means that
 // nothing more may happen. A principal without rights learns nothing about
 // which keys exist.
 func (s *Service) authorizeKey(ctx context.Context, call *Call, action, keyID string, forms keyForms) (*key, error) {
-	if err := s.authorize(call, action); err != nil {
+	if !s.allowed(call) {
 		return nil, denied(call, action, s.deniedResource(call, keyID))
 	}
 	ref, err := s.parseKeyID(call, keyID, forms)
@@ -35,51 +48,67 @@ func (s *Service) authorizeKey(ctx context.Context, call *Call, action, keyID st
 	if ref.account != call.Principal.Account {
 		return nil, s.foreign(call, action, ref)
 	}
-	if ref.alias != "" {
-		alias, err := s.cache.alias(ctx, ref)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil, notFound("Alias %s is not found.", s.aliasARN(ref.account, ref.region, ref.alias))
-		}
-		if err != nil {
-			return nil, err
-		}
-		ref.alias, ref.id = "", alias.KeyID
+	if ref.alias == "" {
+		return s.authorizeRef(ctx, call, action, ref, call.Operation)
 	}
-	return s.authorizeRef(ctx, call, action, ref, call.Operation)
+	alias, err := s.alias(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	call.again = append(call.again, func(ctx context.Context) error {
+		fresh, err := s.alias(ctx, ref)
+		if err == nil && fresh.KeyID != alias.KeyID {
+			err = fmt.Errorf("%s now names another key", ref.alias)
+		}
+		return err
+	})
+	target := keyRef{account: ref.account, region: ref.region, id: alias.KeyID}
+	return s.authorizeRef(ctx, call, action, target, call.Operation)
+}
+
+// alias returns the alias that the caller has named.
+func (s *Service) alias(ctx context.Context, ref keyRef) (store.Alias, error) {
+	alias, err := s.cache.alias(ctx, ref)
+	if errors.Is(err, store.ErrNotFound) {
+		return alias, notFound("Alias %s is not found.", s.aliasARN(ref.account, ref.region, ref.alias))
+	}
+	return alias, err
 }
 
 // authorizeRef is authorizeKey for a key id that has been resolved already;
 // row is the row of stateTable that applies.
 func (s *Service) authorizeRef(ctx context.Context, call *Call, action string, ref keyRef, row string) (*key, error) {
-	if err := s.authorize(call, action); err != nil {
-		return nil, denied(call, action, s.keyARN(ref.account, ref.region, ref.id))
-	}
-	k, err := s.cache.key(ctx, s, ref)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, notFound("Key '%s' does not exist", s.keyARN(ref.account, ref.region, ref.id))
+	k, err := s.decide(ctx, call, action, ref, row)
+	if k != nil {
+		call.touch(k.Account, k.arn)
 	}
 	if err != nil {
 		return nil, err
 	}
-	call.touch(k.Account, k.arn)
 	call.keys = append(call.keys, ref)
-	if err := checkState(row, k); err != nil {
-		return nil, err
-	}
 	call.again = append(call.again, func(ctx context.Context) error {
-		if err := s.authorize(call, action); err != nil {
-			return err
-		}
-		fresh, err := s.cache.key(ctx, s, ref)
-		if errors.Is(err, store.ErrNotFound) {
-			return notFound("Key '%s' does not exist", s.keyARN(ref.account, ref.region, ref.id))
-		}
-		if err != nil {
-			return err
-		}
-		return checkState(row, fresh)
+		_, err := s.decide(ctx, call, action, ref, row)
+		return err
 	})
 	return k, nil
+}
+
+// decide says whether the caller may do action on a key, and whether the key's
+// state lets it. It returns the key, if there is one that the caller may see,
+// also when its state does not.
+func (s *Service) decide(ctx context.Context, call *Call, action string, ref keyRef, row string) (*key, error) {
+	arn := s.keyARN(ref.account, ref.region, ref.id)
+	if !s.allowed(call) {
+		return nil, denied(call, action, arn)
+	}
+	k, err := s.cache.key(ctx, s, ref)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, notFound("Key '%s' does not exist", arn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return k, checkState(row, k)
 }
 
 func denied(call *Call, action, resource string) error {

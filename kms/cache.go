@@ -12,11 +12,19 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
 )
 
-// Entries held of each kind. A key's entry is about 2 KB.
-const cacheEntries = 10_000
+const (
+	// cacheEntries is how many rows of each kind are held. A key's entry is
+	// about 2 KB.
+	cacheEntries = 10_000
+
+	// cacheAge is when a row is read again although nothing was noted to have
+	// changed: the change log is a hint of the database, not sealed.
+	cacheAge = time.Minute
+)
 
 // cache holds verified rows, so that a warm call reads nothing from the
 // database. What it holds is never trusted for longer than one call: the
@@ -25,7 +33,8 @@ const cacheEntries = 10_000
 // before it is answered (design: I5). Sequences are of the table
 // change_sequence.
 type cache struct {
-	db *store.DB
+	db     *store.DB
+	domain *hsm.Domain
 
 	// head is the change sequence that the entries reflect.
 	head atomic.Int64
@@ -57,13 +66,14 @@ type backingRef struct {
 	id              [16]byte
 }
 
-func newCache(db *store.DB, metrics prometheus.Registerer) (*cache, error) {
+func newCache(db *store.DB, domain *hsm.Domain, metrics prometheus.Registerer) (*cache, error) {
 	c := &cache{
 		db:         db,
-		keys:       otter.Must(&otter.Options[keyRef, *key]{MaximumSize: cacheEntries}),
-		aliases:    otter.Must(&otter.Options[keyRef, store.Alias]{MaximumSize: cacheEntries}),
-		backing:    otter.Must(&otter.Options[backingRef, store.BackingKey]{MaximumSize: cacheEntries}),
-		accessKeys: otter.Must(&otter.Options[string, *credential]{MaximumSize: cacheEntries}),
+		domain:     domain,
+		keys:       newRows[keyRef, *key](),
+		aliases:    newRows[keyRef, store.Alias](),
+		backing:    newRows[backingRef, store.BackingKey](),
+		accessKeys: newRows[string, *credential](),
 		reloads: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trent_kms_cache_invalidations_total",
 			Help: "Times the change sequence had moved and cached rows were dropped.",
@@ -75,6 +85,13 @@ func newCache(db *store.DB, metrics prometheus.Registerer) (*cache, error) {
 		}
 	}
 	return c, nil
+}
+
+func newRows[K comparable, V any]() *otter.Cache[K, V] {
+	return otter.Must(&otter.Options[K, V]{
+		MaximumSize:      cacheEntries,
+		ExpiryCalculator: otter.ExpiryWriting[K, V](cacheAge),
+	})
 }
 
 // advance makes the cache reflect at least the change sequence seq: it drops
@@ -136,13 +153,28 @@ func (c *cache) dropChanged(ctx context.Context) error {
 func (c *cache) drop(change store.Changed) {
 	switch change.Kind {
 	case store.KindKey:
-		c.keys.Invalidate(keyRef{account: change.Account, region: change.Region, id: change.ID})
+		c.dropKey(keyRef{account: change.Account, region: change.Region, id: change.ID})
 	case store.KindAlias:
 		c.aliases.Invalidate(keyRef{account: change.Account, region: change.Region, alias: change.ID})
 	case store.KindAccessKey:
 		c.accessKeys.Invalidate(change.ID)
 	default:
 		c.accessKeys.InvalidateAll()
+	}
+}
+
+// dropKey forgets a key with its backing keys, and has the HSM destroy their
+// unwrapped copies: the key may have been deleted.
+func (c *cache) dropKey(ref keyRef) {
+	k, held := c.keys.Invalidate(ref)
+	if !held {
+		return
+	}
+	c.domain.Forget(k.backing.EKT)
+	for id := range k.backingKeys {
+		if b, held := c.backing.Invalidate(backingRef{ref.account, ref.region, id}); held {
+			c.domain.Forget(b.EKT)
+		}
 	}
 }
 

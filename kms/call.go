@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
+	"github.com/aws/smithy-go"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/trent-kms/trent/audit"
@@ -45,7 +47,7 @@ type Call struct {
 	// of this call was looked up.
 	head int64
 
-	// again repeats the call's authorisations on fresh rows.
+	// again repeats the call's decisions on fresh rows.
 	again []func(context.Context) error
 
 	resources []audit.Resource
@@ -64,28 +66,106 @@ func (s *Service) Head() int64 { return s.cache.head.Load() }
 // Begin makes the call of an authenticated request. call.Operation,
 // RequestID, SourceIP, UserAgent and TLS are the caller's to fill in.
 func (s *Service) Begin(ctx context.Context, head int64, id sigv4.Identity) (*Call, error) {
-	cred, err := s.credential(ctx, id.AccessKeyID)
-	if err != nil {
+	call := &Call{AccessKeyID: id.AccessKeyID, Region: id.Region, head: head}
+	if err := s.identify(ctx, call); err != nil {
 		return nil, err
 	}
-	call := &Call{Principal: cred.principal, AccessKeyID: id.AccessKeyID, Region: id.Region, head: head}
-	call.again = append(call.again, func(ctx context.Context) error {
-		fresh, err := s.credential(ctx, id.AccessKeyID)
-		if errors.Is(err, sigv4.ErrUnknownAccessKey) {
-			return unmodelled("UnrecognizedClientException", "The security token included in the request is invalid.")
-		}
-		if err == nil {
-			call.Principal = fresh.principal
-		}
-		return err
-	})
 	return call, nil
 }
 
-// Finish has the call's audit record committed, unless a change has committed
+// identify sets call.Principal from the access key as it is now.
+func (s *Service) identify(ctx context.Context, call *Call) error {
+	cred, err := s.credential(ctx, call.AccessKeyID)
+	if errors.Is(err, sigv4.ErrUnknownAccessKey) {
+		return unmodelled("UnrecognizedClientException", "The security token included in the request is invalid.")
+	}
+	if err == nil {
+		call.Principal = cred.principal
+	}
+	return err
+}
+
+// attempts bounds how often a call is run again because rows that it was
+// decided on have changed meanwhile.
+const attempts = 5
+
+// errOvertaken says that a call's decision no longer holds: its answer is
+// withheld, and the call runs again on fresh rows.
+var errOvertaken = errors.New("overtaken by a change")
+
+// Do runs an operation and has the call recorded, whatever comes of it; only
+// then may its answer leave. A refusal that was decided on cached rows is
+// decided again on fresh ones if any have changed. A success whose decision
+// no longer holds once it is recorded is withheld, and the call runs again:
+// then it has a second record, with the same requestID.
+func (s *Service) Do(ctx context.Context, call *Call, run func() ([]byte, error)) ([]byte, error) {
+	for attempt := 1; ; attempt++ {
+		answer, err := guard(call, run)
+		if err != nil && attempt < attempts && s.stale(ctx, call, err) {
+			continue
+		}
+		err = s.finish(ctx, call, err)
+		if err == nil {
+			return answer, nil
+		}
+		clear(answer) // may hold plaintext
+		if !errors.Is(err, errOvertaken) || attempt >= attempts {
+			return nil, err
+		}
+		if err := s.restart(ctx, call); err != nil {
+			return nil, s.finish(ctx, call, err)
+		}
+	}
+}
+
+// guard turns a panic into an error of ours.
+func guard(call *Call, run func() ([]byte, error)) (answer []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			answer, err = nil, fmt.Errorf("panic in %s: %v\n%s", call.Operation, p, debug.Stack())
+		}
+	}()
+	return run()
+}
+
+// stale reports whether a refusal was decided on rows that have changed, and
+// makes call ready to run again if so.
+func (s *Service) stale(ctx context.Context, call *Call, err error) bool {
+	if call.recorded || APIError(err).ErrorFault() != smithy.FaultClient {
+		return false
+	}
+	seq, err := s.db.ChangeSequence(ctx)
+	if err != nil || seq == call.head {
+		return false
+	}
+	return s.cache.advance(ctx, seq) == nil && s.restart(ctx, call) == nil
+}
+
+// restart makes call ready to run on the rows that the caches reflect now.
+func (s *Service) restart(ctx context.Context, call *Call) error {
+	call.head = s.Head()
+	call.recorded = false
+	call.again, call.resources, call.keys, call.response, call.extra = nil, nil, nil, nil, nil
+	return s.identify(ctx, call)
+}
+
+// refresh makes the caches as fresh as the database is now, for calls that
+// show or change rows, and restarts call on them.
+func (s *Service) refresh(ctx context.Context, call *Call) error {
+	seq, err := s.db.ChangeSequence(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the change sequence: %w", err)
+	}
+	if err := s.cache.advance(ctx, seq); err != nil {
+		return err
+	}
+	return s.restart(ctx, call)
+}
+
+// finish has the call's audit record committed, unless a change has committed
 // it already, and returns what the caller is to be told: err, or the reason
 // why a success may not be answered.
-func (s *Service) Finish(ctx context.Context, call *Call, err error) error {
+func (s *Service) finish(ctx context.Context, call *Call, err error) error {
 	if call.recorded {
 		return err
 	}
@@ -106,29 +186,29 @@ func (s *Service) Finish(ctx context.Context, call *Call, err error) error {
 	return err
 }
 
-// reauthorize repeats the authorisations of a call that succeeded on rows
-// which may have changed meanwhile (design: I5). When they no longer hold, a
-// second record with the same requestID says that the answer was withheld.
+// reauthorize repeats the decisions of a call that succeeded on rows which may
+// have changed meanwhile (design: I5).
 func (s *Service) reauthorize(ctx context.Context, call *Call, seq int64) error {
-	if err := s.cache.advance(ctx, seq); err != nil {
-		return fmt.Errorf("following the change sequence: %w", err)
+	err := s.cache.advance(ctx, seq)
+	if err == nil {
+		err = s.identify(ctx, call)
 	}
-	for _, check := range call.again {
-		if err := check(ctx); err != nil {
-			if _, auditErr := s.audit.Record(ctx, s.record(call, err)); auditErr != nil {
-				return fmt.Errorf("recording that %s was withheld: %w", call.Operation, auditErr)
-			}
-			return err
-		}
+	for i := 0; err == nil && i < len(call.again); i++ {
+		err = call.again[i](ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errOvertaken, err)
 	}
 	return nil
 }
 
 // commit writes change, the call's audit record and the events that come of it
-// in one transaction. ErrConflict means that nothing was written.
+// in one transaction, if the caller still has the rights it had. ErrConflict
+// means that nothing was written.
 func (s *Service) commit(ctx context.Context, call *Call, change *store.Change, events ...*audit.Record) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
+	change.RequireRights(call.head)
 	seq, err := s.audit.Commit(ctx, s.record(call, nil), change, events...)
 	if err != nil {
 		return fromCommit(err)
@@ -141,14 +221,10 @@ func (s *Service) commit(ctx context.Context, call *Call, change *store.Change, 
 	return nil
 }
 
-// changeAttempts bounds how often a change is tried again after another one
-// has come first.
-const changeAttempts = 5
-
 // change runs attempt, which authorises the call on fresh rows and commits,
 // until no other change has come between.
 func (s *Service) change(ctx context.Context, call *Call, attempt func() error) error {
-	for range changeAttempts {
+	for range attempts {
 		if err := s.refresh(ctx, call); err != nil {
 			return err
 		}
@@ -157,22 +233,7 @@ func (s *Service) change(ctx context.Context, call *Call, attempt func() error) 
 			return err
 		}
 	}
-	return unmodelled("ThrottlingException", "The key is being changed by many requests at once. Try again.")
-}
-
-// refresh makes the caches as fresh as the database is now, for calls that
-// show or change rows, and forgets what the call had noted before.
-func (s *Service) refresh(ctx context.Context, call *Call) error {
-	seq, err := s.db.ChangeSequence(ctx)
-	if err != nil {
-		return fmt.Errorf("reading the change sequence: %w", err)
-	}
-	if err := s.cache.advance(ctx, seq); err != nil {
-		return err
-	}
-	call.resources, call.keys, call.response, call.extra = nil, nil, nil, nil
-	call.again = call.again[:1]
-	return call.again[0](ctx)
+	return fmt.Errorf("%s: %w", call.Operation, store.ErrConflict)
 }
 
 func (s *Service) record(call *Call, err error) *audit.Record {
@@ -230,19 +291,20 @@ func (call *Call) touch(account, arn string) {
 // answeredKey notes the responseElements that AWS logs for changes that
 // answer nothing: the key's ARN.
 func (call *Call) answeredKey(arn string) {
-	call.response = appendStringMember(nil, "keyId", arn)
+	call.response = stringMember("keyId", arn)
 }
 
 // usedMaterial notes which key material did the work.
 func (call *Call) usedMaterial(id string) {
-	call.extra = appendStringMember(nil, "keyMaterialId", id)
+	call.extra = stringMember("keyMaterialId", id)
 }
 
-func appendStringMember(dst []byte, name, value string) []byte {
-	dst = append(append(append(dst, `{"`...), name...), `":`...)
-	dst, err := jsontext.AppendQuote(dst, value)
+// stringMember is a JSON object with one member.
+func stringMember(name, value string) jsontext.Value {
+	object := append(append([]byte(`{"`), name...), `":`...)
+	object, err := jsontext.AppendQuote(object, value)
 	if err != nil { // invalid UTF-8: AppendQuote has put U+FFFD in its place
 		slog.Debug("quoting an audit value", "error", err)
 	}
-	return append(dst, '}')
+	return append(object, '}')
 }

@@ -108,7 +108,7 @@ func (s *Service) deleteKey(ctx context.Context, ref store.KeyRef) error {
 	if err := change.DeleteKey(ctx, k); err != nil {
 		return fmt.Errorf("sealing: %w", err)
 	}
-	event := s.serviceEvent("DeleteKey", k.Account, k.Region, arn, appendStringMember(nil, "keyId", k.ID), s.now().UTC())
+	event := s.serviceEvent("DeleteKey", k.Account, k.Region, arn, stringMember("keyId", k.ID), s.now().UTC())
 	if _, err = s.audit.Commit(ctx, event, change); err != nil {
 		return err
 	}

@@ -25,7 +25,6 @@ const (
 
 // Encrypt seals up to 4096 bytes under a key.
 func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInput) (*awskms.EncryptOutput, error) {
-	defer clear(in.Plaintext)
 	in.EncryptionAlgorithm = orSymmetric(in.EncryptionAlgorithm)
 	k, err := s.authorizeKey(ctx, call, "kms:Encrypt", *in.KeyId, keyOrAlias)
 	if err != nil {
@@ -137,9 +136,6 @@ type use struct {
 
 // checkUse refuses what the key or this release cannot do.
 func checkUse(k *key, u use) error {
-	if k.Usage != string(types.KeyUsageTypeEncryptDecrypt) {
-		return &types.InvalidKeyUsageException{Message: aws.String(fmt.Sprintf("%s key usage is %s which is not valid for encryption.", k.arn, k.Usage))}
-	}
 	if u.algorithm != types.EncryptionAlgorithmSpecSymmetricDefault {
 		return &types.InvalidKeyUsageException{Message: aws.String(fmt.Sprintf("Algorithm %s is incompatible with key spec %s.", u.algorithm, k.Spec))}
 	}
@@ -188,8 +184,8 @@ type blob struct {
 
 // authorizeBlob resolves and authorises the key of a ciphertext blob.
 func (s *Service) authorizeBlob(ctx context.Context, call *Call, action string, keyID *string, ciphertext []byte) (*key, blob, error) {
-	if err := s.authorize(call, action); err != nil {
-		return nil, blob{}, err
+	if keyID == nil && !s.allowed(call) {
+		return nil, blob{}, unknownCiphertextKey()
 	}
 	var k *key
 	var err error

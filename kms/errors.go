@@ -53,6 +53,8 @@ func APIError(err error) smithy.APIError {
 		return api
 	case errors.Is(err, hsm.ErrInvalidCiphertext):
 		return &types.InvalidCiphertextException{}
+	case errors.Is(err, store.ErrConflict):
+		return &smithy.GenericAPIError{Code: "ThrottlingException", Message: "The resource is being changed by other requests. Try again.", Fault: smithy.FaultClient}
 	case errors.Is(err, hsm.ErrBusy), errors.Is(err, audit.ErrBusy):
 		return &smithy.GenericAPIError{Code: "ThrottlingException", Message: "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.", Fault: smithy.FaultClient}
 	case errors.Is(err, hsm.ErrUnavailable):

@@ -185,22 +185,23 @@ func (s *setup) oldAdministrator(ctx context.Context, change *store.Change) (sto
 	if err != nil {
 		return store.Principal{}, fmt.Errorf("looking for an administrator: %w", err)
 	}
-	for _, p := range principals {
-		if p.Name != s.cfg.Admin {
-			return p, fmt.Errorf("an interrupted init was for the administrator %s: run it again with that name", p.Name)
-		}
-		keys, err := s.cfg.DB.AccessKeys(ctx, p.Account, p.ID)
-		if err != nil {
-			return p, fmt.Errorf("looking for access keys: %w", err)
-		}
-		for _, k := range keys {
-			if err := change.DeleteAccessKey(ctx, k); err != nil {
-				return p, fmt.Errorf("deleting the unseen access key %s: %w", k.ID, err)
-			}
-		}
-		return p, nil
+	if len(principals) == 0 {
+		return store.Principal{}, nil
 	}
-	return store.Principal{}, nil
+	p := principals[0]
+	if len(principals) > 1 || p.Name != s.cfg.Admin {
+		return p, fmt.Errorf("an interrupted init was for the administrator %s: run it again with that name", p.Name)
+	}
+	keys, err := s.cfg.DB.AccessKeys(ctx, p.Account, p.ID)
+	if err != nil {
+		return p, fmt.Errorf("looking for access keys: %w", err)
+	}
+	for _, k := range keys {
+		if err := change.DeleteAccessKey(ctx, k); err != nil {
+			return p, fmt.Errorf("deleting the unseen access key %s: %w", k.ID, err)
+		}
+	}
+	return p, nil
 }
 
 func (s *setup) record(event, arn string) *audit.Record {
@@ -214,7 +215,7 @@ func (s *setup) record(event, arn string) *audit.Record {
 		RecipientAccountID: s.deployment.Account,
 	}
 	if arn != "" {
-		r.ServiceEventDetails = appendStringMember(nil, "principal", arn)
+		r.ServiceEventDetails = stringMember("principal", arn)
 	}
 	return r
 }

@@ -34,7 +34,8 @@ type sweeper struct {
 	service *Service
 }
 
-// Work is called on one host at a time.
+// Work may run on two hosts at once when a sweep is slow: whose change comes
+// second finds the row gone or changed.
 func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
 	if err := errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx)); err != nil {
 		w.service.log.Error("sweeping", "error", err)

@@ -27,9 +27,15 @@ import (
 // written in one transaction with the audit record, so that a crash leaves a
 // working key or none.
 func (s *Service) CreateKey(ctx context.Context, call *Call, in *awskms.CreateKeyInput) (*awskms.CreateKeyOutput, error) {
-	if err := s.refresh(ctx, call); err != nil {
-		return nil, err
-	}
+	var out *awskms.CreateKeyOutput
+	err := s.change(ctx, call, func() (err error) {
+		out, err = s.createKey(ctx, call, in)
+		return err
+	})
+	return out, err
+}
+
+func (s *Service) createKey(ctx context.Context, call *Call, in *awskms.CreateKeyInput) (*awskms.CreateKeyOutput, error) {
 	if err := s.authorize(call, "kms:CreateKey"); err != nil {
 		return nil, err
 	}
@@ -54,10 +60,7 @@ func (s *Service) CreateKey(ctx context.Context, call *Call, in *awskms.CreateKe
 	call.touch(k.Account, k.arn)
 	out := &awskms.CreateKeyOutput{KeyMetadata: k.metadata()}
 	call.response = awsjson.AppendMembers(nil, out, []string{"KeyMetadata"})
-	if err := s.commit(ctx, call, change); err != nil {
-		return nil, err
-	}
-	return out, nil
+	return out, s.commit(ctx, call, change)
 }
 
 // newKey is the row that a CreateKey request asks for.
@@ -172,7 +175,7 @@ func (k *key) metadata() *types.KeyMetadata {
 		DeletionDate:          k.DeletionDate,
 		Origin:                types.OriginType(k.Origin),
 		KeyManager:            types.KeyManagerTypeCustomer,
-		CustomerMasterKeySpec: types.CustomerMasterKeySpec(k.Spec), //nolint:staticcheck // AWS still sends the deprecated twin
+		CustomerMasterKeySpec: types.CustomerMasterKeySpec(k.Spec), // AWS still sends the deprecated twin
 		KeySpec:               types.KeySpec(k.Spec),
 		EncryptionAlgorithms:  []types.EncryptionAlgorithmSpec{types.EncryptionAlgorithmSpecSymmetricDefault},
 		MultiRegion:           aws.Bool(k.MultiRegion),
@@ -213,7 +216,10 @@ func (s *Service) ListKeys(ctx context.Context, call *Call, in *awskms.ListKeysI
 	if err != nil {
 		return nil, err
 	}
-	limit := pageSize(in.Limit, 100)
+	limit, err := pageSize(in.Limit, 100, 1000)
+	if err != nil {
+		return nil, err
+	}
 	ids, err := s.db.ListKeys(ctx, call.Principal.Account, call.Region, after, limit+1)
 	if err != nil {
 		return nil, err
@@ -242,11 +248,16 @@ func parseMarker(marker *string) (after string, err error) {
 	return after, nil
 }
 
-func pageSize(limit *int32, byDefault int) int {
-	if limit == nil {
-		return byDefault
+// pageSize is the Limit of a list operation. The service model's bound is the
+// same for all; most takes less.
+func pageSize(limit *int32, byDefault, most int) (int, error) {
+	switch {
+	case limit == nil:
+		return byDefault, nil
+	case int(*limit) > most:
+		return 0, validation("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value less than or equal to %d", *limit, most)
 	}
-	return int(*limit)
+	return int(*limit), nil
 }
 
 // page cuts one item more than limit off and makes the marker of the next

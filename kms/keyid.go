@@ -46,7 +46,7 @@ func (s *Service) parseKeyID(call *Call, text string, forms keyForms) (keyRef, e
 		ref.account, ref.region = account, region
 		switch {
 		case strings.HasPrefix(resource, "key/"):
-			name = strings.TrimPrefix(resource, "key/")
+			name, forms = strings.TrimPrefix(resource, "key/"), keyOnly
 		case strings.HasPrefix(resource, "alias/"):
 			name = resource
 		default:

@@ -1,7 +1,7 @@
 // Package kms implements the operations of AWS KMS on keys that live in an
 // HSM. Each operation reads the same way: authorize (which resolves the key),
 // check the key's state and usage, make one HSM call, and have the audit
-// record committed before the answer leaves (Call.finish, Service.change).
+// record committed before the answer leaves (Service.Do, Service.change).
 //
 // Its vocabulary is the AWS SDK's: inputs, outputs and error types are those
 // of github.com/aws/aws-sdk-go-v2/service/kms.
@@ -82,7 +82,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	cache, err := newCache(cfg.DB, cfg.Metrics)
+	cache, err := newCache(cfg.DB, cfg.Domain, cfg.Metrics)
 	if err != nil {
 		return nil, fmt.Errorf("making caches: %w", err)
 	}
@@ -102,10 +102,13 @@ func New(cfg Config) (*Service, error) {
 }
 
 // Ready reports whether the service can do its work: one operation in the HSM
-// and one round trip to the database.
+// and one round trip to the database; and the audit log goes on.
 func (s *Service) Ready(ctx context.Context) error {
 	if err := s.cfg.Token.Ping(ctx); err != nil {
 		return fmt.Errorf("asking the HSM: %w", err)
+	}
+	if err := s.audit.Err(); err != nil {
+		return fmt.Errorf("asking the audit log: %w", err)
 	}
 	if err := s.db.Ping(ctx); err != nil {
 		return fmt.Errorf("asking the database: %w", err)

@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/go-json-experiment/json"
 
 	"github.com/trent-kms/trent/store"
 )
@@ -49,13 +49,8 @@ func (s *Service) checkPolicy(account string, policy *string) (string, error) {
 	if len(text) > maxPolicySize {
 		return "", limitExceeded("A key policy may have %d bytes at most.", maxPolicySize)
 	}
-	for _, r := range text {
-		if r != '\t' && r != '\n' && r != '\r' && (r < 0x20 || r > 0xFF) {
-			return "", malformedPolicy("The policy contains a character that is not allowed.")
-		}
-	}
 	var document any
-	if err := json.Unmarshal([]byte(text), &document); err != nil {
+	if err := json.Unmarshal([]byte(text), &document); err != nil { // duplicate names included
 		return "", malformedPolicy("The policy is not valid JSON.")
 	}
 	members, isObject := document.(map[string]any)

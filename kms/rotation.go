@@ -163,6 +163,10 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
+	limit, err := pageSize(in.Limit, 100, 1000)
+	if err != nil {
+		return nil, err
+	}
 	var entries []types.RotationsListEntry
 	for _, b := range all {
 		if number(b) > after && (b.Rotated != nil || in.IncludeKeyMaterial == types.IncludeKeyMaterialAllKeyMaterial) {
@@ -173,7 +177,7 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	for _, b := range all {
 		byID[b.MaterialID] = b
 	}
-	entries, next := page(entries, pageSize(in.Limit, 100), func(e types.RotationsListEntry) string {
+	entries, next := page(entries, limit, func(e types.RotationsListEntry) string {
 		return number(byID[*e.KeyMaterialId])
 	})
 	if entries == nil {

@@ -117,8 +117,12 @@ func do[In, Out any](f *fleet, s *Service, name string, run func(*Service, conte
 		return nil, err
 	}
 	call.Operation, call.RequestID = name, fmt.Sprintf("request-%d", requests.Add(1))
-	out, err := run(s, ctx, call, in)
-	return out, s.Finish(ctx, call, err)
+	var out *Out
+	_, err = s.Do(ctx, call, func() ([]byte, error) {
+		out, err = run(s, ctx, call, in)
+		return nil, err
+	})
+	return out, err
 }
 
 func createKey(t *testing.T, f *fleet, s *Service) string {

@@ -117,8 +117,8 @@ func (s *Service) EnableKey(ctx context.Context, call *Call, in *awskms.EnableKe
 	return &awskms.EnableKeyOutput{}, err
 }
 
-// DisableKey makes a key unusable until it is enabled. When it returns, no
-// call on any host that had not been answered before will be answered.
+// DisableKey makes a key unusable until it is enabled: no call that begins
+// after it has returned is served, on any host.
 func (s *Service) DisableKey(ctx context.Context, call *Call, in *awskms.DisableKeyInput) (*awskms.DisableKeyOutput, error) {
 	_, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
 		k.State = string(types.KeyStateDisabled)

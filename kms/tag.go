@@ -78,11 +78,15 @@ func (s *Service) ListResourceTags(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
+	limit, err := pageSize(in.Limit, maxTags, maxTags)
+	if err != nil {
+		return nil, err
+	}
 	from, found := slices.BinarySearchFunc(k.Tags, after, compareTag)
 	if found {
 		from++
 	}
-	tags, next := page(k.Tags[from:], pageSize(in.Limit, maxTags), func(tag store.Tag) string { return tag.Key })
+	tags, next := page(k.Tags[from:], limit, func(tag store.Tag) string { return tag.Key })
 	out := &awskms.ListResourceTagsOutput{Tags: []types.Tag{}, Truncated: next != nil, NextMarker: next}
 	for _, tag := range tags {
 		out.Tags = append(out.Tags, types.Tag{TagKey: aws.String(tag.Key), TagValue: aws.String(tag.Value)})

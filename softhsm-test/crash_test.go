@@ -193,7 +193,7 @@ func TestCrashInInit(t *testing.T) {
 			t.Parallel()
 			d := prepare(t, testenv.Postgres(t))
 			d.tags = "failpoint"
-			t.Cleanup(func() { d.stopAll(); d.pool.Close() })
+			d.endWith(t)
 			out, err := d.tryInitialise(t, "TRENT_FAILPOINT="+point)
 			if err == nil || !strings.Contains(err.Error(), "killed") {
 				t.Fatalf("init outlived %s: %v\n%s", point, err, out)

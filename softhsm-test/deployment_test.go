@@ -78,9 +78,26 @@ func newDeployment(t testing.TB, tags string) *deployment {
 	t.Helper()
 	d := prepare(t, testenv.Postgres(t))
 	d.tags = tags
-	t.Cleanup(func() { d.stopAll(); d.pool.Close() })
+	d.endWith(t)
 	d.initialise(t)
 	return d
+}
+
+// endWith ends the deployment with the test, and shows what its servers have
+// logged if the test has failed.
+func (d *deployment) endWith(t testing.TB) {
+	t.Helper()
+	t.Cleanup(func() {
+		d.stopAll()
+		d.pool.Close()
+		if !t.Failed() {
+			return
+		}
+		for _, s := range d.servers {
+			log, _ := os.ReadFile(s.log)
+			t.Logf("%s ends with:\n%s", s.log, log[max(0, len(log)-3000):])
+		}
+	})
 }
 
 // prepare makes an empty token and takes an empty database.

@@ -66,7 +66,7 @@ func TestStartBeforeInit(t *testing.T) {
 func TestNewerSchema(t *testing.T) {
 	d := newDeployment(t, "")
 	_, err := d.pool.Exec(context.Background(),
-		`INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, true)`)
+		`INSERT INTO schema_migrations (version_id, is_applied) VALUES (99999, true)`)
 	if err != nil {
 		t.Fatal(err)
 	}

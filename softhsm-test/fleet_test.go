@@ -46,9 +46,13 @@ func TestRevocationIsEverywhere(t *testing.T) {
 	if *out.KeyId != *other.Arn {
 		t.Errorf("after UpdateAlias on one host the other encrypts under %s", *out.KeyId)
 	}
+	must(a.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: &alias}))(t)
+	_, err := b.Encrypt(ctx, &kms.EncryptInput{KeyId: &alias, Plaintext: []byte(marker)})
+	wantError[*types.NotFoundException](t, err, "is not found.")
 	must(a.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: key.KeyId}))(t)
-	_, err := b.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob})
+	_, err = b.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob})
 	wantError[*types.KMSInvalidStateException](t, err, "")
+	d.checkRecords(t, r.all(), true)
 	d.wantChains(t)
 }
 
@@ -100,7 +104,8 @@ func TestNoAnswerAfterDisable(t *testing.T) {
 // Mixed calls from many goroutines: each answer is right, each call recorded.
 func TestManyAtOnce(t *testing.T) {
 	d := shared(t)
-	c := d.client(t)
+	r := &recorder{}
+	c := newClient(d.url, d.admin, r)
 	var keys []*types.KeyMetadata
 	for range 4 {
 		keys = append(keys, createKey(t, c))
@@ -116,6 +121,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
+	d.checkRecords(t, r.all(), true)
 	d.wantChains(t)
 }
 

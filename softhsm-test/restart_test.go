@@ -18,7 +18,7 @@ func TestRestartOfTheService(t *testing.T) {
 	c := d.client(t)
 	_, names := namedKey(t, c)
 	blob := encrypt(t, c, names["alias name"], marker, map[string]string{"a": "b"})
-	for _, end := range []func(){func() { must(0, s.stop())(t) }, s.kill} {
+	for _, end := range []func(){func() { must(0, s.stop())(t) }, func() { s.kill() }} {
 		end()
 		s = d.serve(t)
 		c = d.client(t)
@@ -34,7 +34,7 @@ func TestRestartOfTheService(t *testing.T) {
 func TestRestartOfPostgres(t *testing.T) {
 	cluster := testenv.OwnPostgres(t)
 	d := prepare(t, cluster.URL("postgres"))
-	t.Cleanup(func() { d.stopAll(); d.pool.Close() })
+	d.endWith(t)
 	d.initialise(t)
 	s := d.serve(t)
 	c := patientClient(d.url, d.admin)

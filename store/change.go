@@ -68,6 +68,21 @@ func (c *Change) update(ctx context.Context, r row, version *int64, sql statemen
 	return nil
 }
 
+// RequireKey makes Commit answer ErrConflict if the key's row is no longer the
+// one that was loaded: what the change does was decided on that row.
+func (c *Change) RequireKey(k Key) {
+	c.queue(oneRow, "SELECT FROM keys WHERE account = $1 AND region = $2 AND id = $3 AND version = $4 FOR UPDATE",
+		k.Account, k.Region, k.ID, k.Version)
+}
+
+// RequireRights makes Commit answer ErrConflict if a principal or an access
+// key has changed after the change sequence since, at which the change was
+// authorised.
+func (c *Change) RequireRights(since int64) {
+	c.queue(oneRow, "SELECT WHERE NOT EXISTS (SELECT FROM changes WHERE seq > $1 AND kind IN ($2, $3))",
+		since, KindPrincipal, KindAccessKey)
+}
+
 // anyRows accepts every result but an error.
 func anyRows(r pgx.BatchResults) ([]Changed, error) {
 	_, err := r.Exec()

@@ -75,7 +75,7 @@ func bound(c *pgx.ConnConfig) {
 	}
 	for setting, value := range map[string]string{
 		"application_name":                    "trent",
-		"lock_timeout":                        "5s",
+		"lock_timeout":                        "500ms",
 		"idle_in_transaction_session_timeout": "10s",
 		// A host that vanished from the network loses its locks in a minute.
 		"tcp_keepalives_idle":     "30",

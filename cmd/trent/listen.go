@@ -22,8 +22,9 @@ const (
 	writeTimeout      = 90 * time.Second
 	idleTimeout       = 5 * time.Minute
 	maxHeaderBytes    = 64 << 10
-	// drainTimeout is how long calls in flight may take after SIGTERM.
-	drainTimeout = 30 * time.Second
+	// drainTimeout is how long calls in flight may take after SIGTERM: 25 s of
+	// work and 15 s for the audit record.
+	drainTimeout = 45 * time.Second
 )
 
 // serving is a system and the addresses it answers on.
@@ -71,10 +72,7 @@ func serve(ctx context.Context, s serving) error {
 	group.Go(func() error { return serveUntil(behind, adminServer, s.admin) })
 	group.Go(func() error {
 		defer release()
-		if s.tls != nil {
-			s.api = tls.NewListener(s.api, s.tls)
-		}
-		return serveUntil(draining, apiServer, s.api)
+		return serveUntil(draining, apiServer, s.apiListener())
 	})
 	if s.ready != nil {
 		s.ready()
@@ -83,6 +81,13 @@ func serve(ctx context.Context, s serving) error {
 	err = group.Wait()
 	log.Info("stopped")
 	return err
+}
+
+func (s serving) apiListener() net.Listener {
+	if s.tls == nil {
+		return s.api
+	}
+	return tls.NewListener(s.api, s.tls)
 }
 
 func (s serving) apiServer(sys *system) *http.Server {

@@ -1,0 +1,249 @@
+package hsm
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/miekg/pkcs11"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trent-kms/trent/internal/testenv"
+)
+
+func TestOpenRefuses(t *testing.T) {
+	good := testConfig(t)
+	notModule := filepath.Join(t.TempDir(), "module.so")
+	if err := os.WriteFile(notModule, []byte("not a library"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]struct {
+		change func(*Config)
+		want   error
+	}{
+		"no module path":    {func(c *Config) { c.Module = "" }, ErrModule},
+		"missing module":    {func(c *Config) { c.Module = "/nonexistent/libhsm.so" }, ErrModule},
+		"not a library":     {func(c *Config) { c.Module = notModule }, ErrModule},
+		"neither named":     {func(c *Config) { c.TokenLabel = "" }, ErrTokenNotFound},
+		"unknown label":     {func(c *Config) { c.TokenLabel = "nobody" }, ErrTokenNotFound},
+		"label, not serial": {func(c *Config) { c.TokenSerial = "0000" }, ErrTokenNotFound},
+		"no PIN":            {func(c *Config) { c.PIN = PIN{} }, ErrPINIncorrect},
+	}
+	for name, test := range tests {
+		cfg := good
+		test.change(&cfg)
+		token, err := Open(t.Context(), cfg)
+		if err == nil {
+			token.Close() //nolint:errcheck // the test has failed
+		}
+		if !errors.Is(err, test.want) {
+			t.Errorf("%s: %v, want %v", name, err, test.want)
+		}
+	}
+	bySerial := good
+	token := openToken(t, good)
+	bySerial.TokenLabel, bySerial.TokenSerial = "", token.Info().Serial
+	if other := openToken(t, bySerial); other.Info() != token.Info() {
+		t.Errorf("by serial %+v, by label %+v", other.Info(), token.Info())
+	}
+}
+
+func userPINFlags(t *testing.T, cfg Config) uint {
+	t.Helper()
+	modules.mu.Lock()
+	defer modules.mu.Unlock()
+	m, err := load(cfg.Module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flags uint
+	err = m.look(func() error {
+		slots, err := m.slots()
+		if err != nil {
+			return err
+		}
+		s, err := choose(slots, cfg)
+		flags = s.token.Flags
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return flags
+}
+
+func TestWrongPIN(t *testing.T) {
+	cfg := testConfig(t)
+	right := cfg.PIN
+	cfg.PIN = NewPIN([]byte("not-the-pin"))
+	_, err := Open(t.Context(), cfg)
+	if !errors.Is(err, ErrPINIncorrect) || !strings.Contains(err.Error(), "CKR_PIN_INCORRECT") || strings.Contains(err.Error(), "not-the-pin") {
+		t.Fatal(err)
+	}
+	if flags := userPINFlags(t, cfg); flags&(pkcs11.CKF_USER_PIN_LOCKED|pkcs11.CKF_USER_PIN_FINAL_TRY) != 0 {
+		t.Errorf("flags 0x%X after one wrong PIN", flags)
+	}
+	cfg.PIN = right
+	openToken(t, cfg)
+}
+
+// SoftHSM itself never locks, so the flags are set here.
+func TestLastTryIsLeftAlone(t *testing.T) {
+	base := uint(pkcs11.CKF_TOKEN_INITIALIZED | pkcs11.CKF_USER_PIN_INITIALIZED)
+	for flag, want := range map[uint]error{
+		pkcs11.CKF_USER_PIN_FINAL_TRY: ErrPINLocked,
+		pkcs11.CKF_USER_PIN_LOCKED:    ErrPINLocked,
+		pkcs11.CKF_USER_PIN_COUNT_LOW: nil,
+	} {
+		err := loginAllowed(slot{token: pkcs11.TokenInfo{Flags: base | flag}}, NewPIN([]byte("x")))
+		if !errors.Is(err, want) {
+			t.Errorf("flag 0x%X: %v", flag, err)
+		}
+	}
+	if err := loginAllowed(slot{token: pkcs11.TokenInfo{Flags: pkcs11.CKF_TOKEN_INITIALIZED}}, NewPIN([]byte("x"))); !errors.Is(err, ErrTokenUninitialised) {
+		t.Errorf("no user PIN: %v", err)
+	}
+}
+
+func TestDuplicateLabels(t *testing.T) {
+	token := testenv.SoftHSM(t)
+	cfg := Config{Module: token.Module, TokenLabel: "twins", PIN: NewPIN([]byte(token.PIN))}
+	for range 2 {
+		out, err := exec.CommandContext(t.Context(), "softhsm2-util", "--init-token", "--free", "--label", "twins",
+			"--so-pin", token.SOPIN, "--pin", token.PIN).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	_, err := Open(t.Context(), cfg)
+	if !errors.Is(err, ErrTokenAmbiguous) || !strings.Contains(err.Error(), "serial") {
+		t.Error(err)
+	}
+	slots := []slot{
+		{1, pkcs11.TokenInfo{Label: "twins", SerialNumber: "a", Flags: pkcs11.CKF_TOKEN_INITIALIZED}},
+		{2, pkcs11.TokenInfo{Label: "twins", SerialNumber: "b", Flags: pkcs11.CKF_TOKEN_INITIALIZED}},
+		{3, pkcs11.TokenInfo{Label: "", SerialNumber: "c"}},
+	}
+	if s, err := choose(slots, Config{TokenLabel: "twins", TokenSerial: "b"}); err != nil || s.id != 2 {
+		t.Errorf("label and serial: slot %d, %v", s.id, err)
+	}
+	if _, err := choose(slots, Config{TokenSerial: "c"}); !errors.Is(err, ErrTokenUninitialised) {
+		t.Errorf("uninitialised token: %v", err)
+	}
+}
+
+func TestPINPrintsRedacted(t *testing.T) {
+	pin := NewPIN([]byte("1234-user"))
+	cfg := Config{PIN: pin}
+	var log bytes.Buffer
+	for _, logger := range []*slog.Logger{slog.New(slog.NewTextHandler(&log, nil)), slog.New(slog.NewJSONHandler(&log, nil))} {
+		logger.Info("x", "pin", pin, "pointer", &pin, "cfg", cfg, "group", slog.GroupValue(slog.Any("pin", pin)))
+	}
+	asJSON, err := json.Marshal(map[string]any{"pin": pin, "pointer": &pin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	printed := log.String() + string(asJSON) + pin.String()
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%T"} {
+		printed += fmt.Sprintf(verb, pin) + fmt.Sprintf(verb, &pin) + fmt.Sprintf(verb, cfg) +
+			fmt.Sprintf(verb, &cfg) + fmt.Sprintf(verb, []PIN{pin}) + fmt.Sprintf(verb, pin.secret)
+	}
+	for _, leak := range []string{"1234-user", fmt.Sprintf("%x", "1234-user"), fmt.Sprintf("%X", "1234-user"), "49 50 51"} {
+		if strings.Contains(printed, leak) {
+			t.Errorf("%q is printed in %s", leak, printed)
+		}
+	}
+	if !strings.Contains(printed, "[redacted]") {
+		t.Error("no [redacted]")
+	}
+}
+
+func TestExamine(t *testing.T) {
+	cfg := testConfig(t)
+	r, err := Examine(t.Context(), cfg)
+	if err != nil || !r.Usable() || !r.LoggedIn || r.Token == nil || r.Token.Label != cfg.TokenLabel || len(r.Mechanisms) != len(needs) {
+		t.Errorf("%+v, %v", r, err)
+	}
+	token := openToken(t, cfg)
+	if err := token.CreateDomain(t.Context(), testDomain); err != nil {
+		t.Fatal(err)
+	}
+	r, err = Examine(t.Context(), cfg) // beside a running service
+	if err != nil || !r.Usable() || len(r.Domains) != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := json.Marshal(r); err != nil {
+		t.Error(err)
+	}
+	cfg.Module = "/nonexistent/libhsm.so"
+	if r, err = Examine(t.Context(), cfg); err != nil || r.Usable() || len(r.Findings) != 1 {
+		t.Errorf("missing module: %+v, %v", r, err)
+	}
+}
+
+func TestClosedToken(t *testing.T) {
+	token, err := Open(t.Context(), testConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := token.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		if err := token.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := token.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("pinging a closed token: %v", err)
+	}
+}
+
+// Sessions, login and session objects vanish; the next calls bring them back.
+func TestLostSessions(t *testing.T) {
+	metrics := prometheus.NewPedanticRegistry()
+	d := newDomain(t, func(c *Config) { c.Sessions, c.Metrics = 2, metrics })
+	ekt := newAES(t, d)
+	sealed, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, mac, err := d.Sum(t.Context(), []byte("row"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := d.t.module.p11.CloseAllSessions(d.t.slot); err != nil {
+			t.Fatal(err)
+		}
+		if plain, err := d.Decrypt(t.Context(), ekt, testIV, nil, sealed); err != nil || string(plain) != "x" {
+			t.Fatalf("decrypting after lost sessions: %q, %v", plain, err)
+		}
+		if err := d.Verify(t.Context(), 1, []byte("row"), mac); err != nil {
+			t.Fatalf("verifying after lost sessions: %v", err)
+		}
+		if err := d.t.module.p11.CloseAllSessions(d.t.slot); err != nil {
+			t.Fatal(err)
+		}
+		newAES(t, d)
+	}
+	families, err := metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]float64{}
+	for _, f := range families {
+		m := f.GetMetric()[0]
+		seen[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+	}
+	if seen["trent_hsm_sessions"] != 3 || seen["trent_hsm_errors_total"] == 0 || seen["trent_hsm_operation_seconds"] == 0 {
+		t.Errorf("metrics %v", seen)
+	}
+}

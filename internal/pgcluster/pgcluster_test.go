@@ -1,0 +1,88 @@
+package pgcluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// TestStart goes through what an unkind machine does to a cluster: a path too
+// long for a socket, a crash, and a lock file whose number now belongs to
+// another process.
+func TestStart(t *testing.T) {
+	parent, err := os.MkdirTemp("", "trent-pgcluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(parent) })
+	// As root, Postgres passes through as another user.
+	if err := os.Chmod(parent, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(parent, strings.Repeat("long", 30))
+	c := start(t, dir)
+	if len(c.socket) > longestSocket-len("/.s.PGSQL."+port) {
+		t.Errorf("socket folder %s is too long", c.socket)
+	}
+	query(t, c, "CREATE TABLE kept (n int)")
+	if err := c.kill(); err != nil {
+		t.Fatal(err)
+	}
+	lock := filepath.Join(c.data(), "postmaster.pid")
+	if err := os.WriteFile(lock, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c = start(t, dir)
+	query(t, c, "INSERT INTO kept VALUES (1)")
+
+	// A server that outlived its owner gives way.
+	next := start(t, dir)
+	select {
+	case <-c.Exited():
+	default:
+		t.Error("the orphan still runs")
+	}
+	query(t, next, "INSERT INTO kept VALUES (2)")
+	if err := next.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	query(t, next, "INSERT INTO kept VALUES (3)")
+	if err := next.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(next.socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("socket folder is still there: %v", err)
+	}
+}
+
+func start(t *testing.T, dir string) *Cluster {
+	t.Helper()
+	c, err := Start(t.Context(), Config{Dir: dir, Unsynced: true})
+	if errors.Is(err, ErrNotInstalled) && os.Getenv("CI") != "true" {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Stop() })
+	return c
+}
+
+func query(t *testing.T, c *Cluster, sql string) {
+	t.Helper()
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, c.URL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, sql); err != nil {
+		t.Fatal(err)
+	}
+}
