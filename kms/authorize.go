@@ -108,6 +108,7 @@ func (s *Service) decide(ctx context.Context, call *Call, action string, ref key
 	if err != nil {
 		return nil, err
 	}
+	k = s.withExpiry(k)
 	return k, checkState(row, k)
 }
 

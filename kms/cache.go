@@ -209,6 +209,9 @@ func (c *cache) load(ctx context.Context, s *Service, ref keyRef) (*key, error) 
 		return nil, err
 	}
 	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backingKeys: set}
+	if len(set) == 0 {
+		return k, nil // no material has been imported yet
+	}
 	if k.backing, err = c.member(ctx, k, row.CurrentBackingKey); err != nil {
 		return nil, err
 	}
@@ -226,9 +229,18 @@ func (c *cache) member(ctx context.Context, k *key, id [16]byte) (store.BackingK
 	if !found {
 		return store.BackingKey{}, errNotMember
 	}
-	b, err := c.backingKey(ctx, backingRef{k.Account, k.Region, id})
+	ref := backingRef{k.Account, k.Region, id}
+	b, err := c.backingKey(ctx, ref)
+	if err == nil && b.Version < version { // held since before its key's row was dropped
+		c.backing.Invalidate(ref)
+		b, err = c.backingKey(ctx, ref)
+	}
 	if err != nil {
 		return store.BackingKey{}, fmt.Errorf("loading backing key %x of %s: %w", id, k.arn, orphan(err))
+	}
+	if b.KeyID == k.ID && b.Version > version {
+		// Material was deleted or imported after k was loaded.
+		return store.BackingKey{}, fmt.Errorf("backing key %x of %s: %w", id, k.arn, store.ErrConflict)
 	}
 	if b.KeyID != k.ID || b.Version != version {
 		return store.BackingKey{}, fmt.Errorf("backing key %x is version %d of key %s; key %s has version %d of it", id, b.Version, b.KeyID, k.ID, version)
@@ -244,8 +256,8 @@ func orphan(err error) error {
 	return err
 }
 
-// backingKey returns a verified backing key. Backing keys never change; they
-// go with their key. Use member, which knows whose it must be.
+// backingKey returns a verified backing key. Entries go with their key's. Use
+// member, which knows whose it must be, and in which version.
 func (c *cache) backingKey(ctx context.Context, ref backingRef) (store.BackingKey, error) {
 	if b, ok := c.backing.GetIfPresent(ref); ok {
 		return b, nil

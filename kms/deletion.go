@@ -59,6 +59,9 @@ func (s *Service) CancelKeyDeletion(ctx context.Context, call *Call, in *awskms.
 			return notFound("Key '%s' does not exist", s.keyARN(k.Account, k.Region, k.ID))
 		}
 		k.State = string(types.KeyStateDisabled)
+		if k.MaterialMissing {
+			k.State = string(types.KeyStatePendingImport)
+		}
 		k.DeletionDate, k.PendingWindowInDays = nil, 0
 		return nil
 	})

@@ -22,7 +22,8 @@ const (
 )
 
 // sweepArgs is the job that deletes keys whose waiting period is over, rotates
-// keys whose rotation is due, and prunes the change log. The row in the queue is a hint only: it carries
+// keys whose rotation is due, deletes imported material that has expired, and prunes
+// the change log. The row in the queue is a hint only: it carries
 // nothing, and running the job at any time, twice or never changes nothing
 // that the sealed rows do not say.
 type sweepArgs struct{}
@@ -37,7 +38,7 @@ type sweeper struct {
 // Work may run on two hosts at once when a sweep is slow: whose change comes
 // second finds the row gone or changed.
 func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
-	if err := errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx)); err != nil {
+	if err := errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx), w.service.expireDue(ctx)); err != nil {
 		w.service.log.Error("sweeping", "error", err)
 		return err
 	}

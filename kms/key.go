@@ -43,17 +43,21 @@ func (s *Service) createKey(ctx context.Context, call *Call, in *awskms.CreateKe
 	if err != nil {
 		return nil, err
 	}
-	backing, err := s.newBackingKey(ctx, row, row.Created)
-	if err != nil {
-		return nil, err
+	var backing store.BackingKey
+	if row.Origin != string(types.OriginTypeExternal) {
+		if backing, err = s.newBackingKey(ctx, row, row.Created); err != nil {
+			return nil, err
+		}
 	}
 	row.CurrentBackingKey = backing.ID
 	change := s.db.NewChange()
 	if err := change.InsertKey(ctx, row); err != nil {
 		return nil, unstorable(err)
 	}
-	if err := change.InsertBackingKey(ctx, backing); err != nil {
-		return nil, fmt.Errorf("sealing a backing key: %w", err)
+	if len(backing.EKT) > 0 {
+		if err := change.InsertBackingKey(ctx, backing); err != nil {
+			return nil, fmt.Errorf("sealing a backing key: %w", err)
+		}
 	}
 	failpoint.Hit("createkey.sealed")
 	k := &key{Key: row, arn: s.keyARN(row.Account, row.Region, row.ID), backing: backing}
@@ -76,7 +80,7 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 	if err != nil {
 		return store.Key{}, err
 	}
-	return store.Key{
+	k := store.Key{
 		Account:     call.Principal.Account,
 		Region:      call.Region,
 		ID:          uuid.NewString(),
@@ -88,7 +92,11 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 		Policy:      policy,
 		Tags:        tags,
 		Created:     s.now().UTC(),
-	}, nil
+	}
+	if in.Origin == types.OriginTypeExternal {
+		k.Origin, k.State, k.MaterialMissing = string(in.Origin), string(types.KeyStatePendingImport), true
+	}
+	return k, nil
 }
 
 // checkCreateKey refuses what AWS refuses, and what is not built yet.
@@ -106,7 +114,7 @@ func checkCreateKey(in *awskms.CreateKeyInput) error {
 		return unsupported("Multi-Region keys are not available yet.")
 	case in.CustomKeyStoreId != nil || in.XksKeyId != nil:
 		return unsupported("Custom key stores are not available yet.")
-	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms:
+	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms && in.Origin != types.OriginTypeExternal:
 		return unsupported("Origin %s is not available yet.", in.Origin)
 	case !symmetric && in.KeyUsage == "":
 		return validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
@@ -163,7 +171,7 @@ func unstorable(err error) error {
 
 // metadata is AWS's KeyMetadata of a key.
 func (k *key) metadata() *types.KeyMetadata {
-	return &types.KeyMetadata{
+	m := &types.KeyMetadata{
 		AWSAccountId:          aws.String(k.Account),
 		KeyId:                 aws.String(k.ID),
 		Arn:                   aws.String(k.arn),
@@ -179,8 +187,14 @@ func (k *key) metadata() *types.KeyMetadata {
 		KeySpec:               types.KeySpec(k.Spec),
 		EncryptionAlgorithms:  []types.EncryptionAlgorithmSpec{types.EncryptionAlgorithmSpecSymmetricDefault},
 		MultiRegion:           aws.Bool(k.MultiRegion),
-		CurrentKeyMaterialId:  aws.String(k.backing.MaterialID),
 	}
+	if k.backing.MaterialID != "" && k.Spec == string(types.KeySpecSymmetricDefault) {
+		m.CurrentKeyMaterialId = aws.String(k.backing.MaterialID)
+	}
+	if k.Origin == string(types.OriginTypeExternal) && len(k.backing.EKT) > 0 {
+		m.ExpirationModel, m.ValidTo = expirationModel(k.backing), k.backing.Expires
+	}
+	return m
 }
 
 // DescribeKey shows a key's metadata.

@@ -97,7 +97,11 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, call *Call, in *awskms.
 		}
 		row := k.Key
 		row.OnDemandRotations++
-		r, err := s.rotation(ctx, k, row, types.RotationTypeOnDemand)
+		rotation := s.rotation
+		if k.Origin == string(types.OriginTypeExternal) {
+			rotation = s.importedRotation
+		}
+		r, err := rotation(ctx, k, row, types.RotationTypeOnDemand)
 		if err != nil {
 			return err
 		}
@@ -112,7 +116,7 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, call *Call, in *awskms.
 }
 
 func (s *Service) checkOnDemand(k *key) error {
-	if err := s.checkAutomatic(&k.Key); err != nil {
+	if err := s.checkAutomatic(&k.Key); err != nil && (k.Origin != string(types.OriginTypeExternal) || k.Spec != string(types.KeySpecSymmetricDefault)) {
 		return err
 	}
 	if k.OnDemandRotations >= maxOnDemandRotations {
@@ -197,8 +201,20 @@ func (k *key) rotationEntry(b store.BackingKey) types.RotationsListEntry {
 		RotationDate:     b.Rotated,
 		RotationType:     types.RotationType(b.RotationType),
 	}
-	if b.ID == k.backing.ID {
+	switch {
+	case b.ID == k.backing.ID:
 		e.KeyMaterialState = types.KeyMaterialStateCurrent
+	case b.Pending:
+		e.KeyMaterialState = types.KeyMaterialStatePendingRotation
+	}
+	if k.Origin == string(types.OriginTypeExternal) {
+		e.ImportState = types.ImportStatePendingImport
+		if len(b.EKT) > 0 {
+			e.ImportState, e.ExpirationModel, e.ValidTo = types.ImportStateImported, expirationModel(b), b.Expires
+		}
+		if b.Description != "" {
+			e.KeyMaterialDescription = aws.String(b.Description)
+		}
 	}
 	return e
 }
@@ -228,6 +244,31 @@ func (s *Service) rotation(ctx context.Context, k *key, row store.Key, kind type
 	failpoint.Hit("rotation.sealed")
 	event, err := s.rotationEvent(k, next, kind, now)
 	return rotated{change, event}, err
+}
+
+// importedRotation is rotation with the imported material that is pending.
+func (s *Service) importedRotation(ctx context.Context, k *key, row store.Key, kind types.RotationType) (rotated, error) {
+	all, err := s.db.BackingKeys(ctx, k.Key, k.backingKeys)
+	if err != nil {
+		return rotated{}, err
+	}
+	now := s.now().UTC()
+	for i, next := range all {
+		if !next.Pending || gone(next, now) {
+			continue
+		}
+		next.Pending, next.RotationType, next.Rotated = false, string(kind), &now
+		all[i] = next
+		row.CurrentBackingKey = next.ID
+		restate(&row, all)
+		change := s.db.NewChange()
+		if err := change.ChangeMaterial(ctx, row, k.backingKeys, next); err != nil {
+			return rotated{}, fmt.Errorf("sealing a rotation: %w", err)
+		}
+		event, err := s.rotationEvent(k, next, kind, now)
+		return rotated{change, event}, err
+	}
+	return rotated{}, &types.KMSInvalidStateException{Message: aws.String("No available key material pending rotation for the key: " + k.arn + ".")}
 }
 
 // rotationEvent is the service event that CloudTrail has of a rotation.

@@ -515,7 +515,7 @@ func TestBudgetExhausted(t *testing.T) {
 func TestBackingKeysAreBound(t *testing.T) {
 	for name, sql := range map[string]string{
 		"left out":     "DELETE FROM backing_keys WHERE key_id = $1 AND number = 0",
-		"put in anew":  "INSERT INTO backing_keys SELECT account, region, key_id, gen_random_uuid(), version, ekt, material_id, provenance, public_key, created, mac_generation, mac, 7, rotation_type, rotated FROM backing_keys WHERE key_id = $1 AND number = 0",
+		"put in anew":  "INSERT INTO backing_keys SELECT account, region, key_id, gen_random_uuid(), version, ekt, material_id, provenance, public_key, created, mac_generation, mac, 7, rotation_type, rotated, pending, expires, description FROM backing_keys WHERE key_id = $1 AND number = 0",
 		"set rewound":  "UPDATE keys SET backing_key_set = '' WHERE id = $1",
 		"current old":  "UPDATE keys SET current_backing_key = (SELECT id FROM backing_keys WHERE key_id = $1 AND number = 0) WHERE id = $1",
 		"period grown": "UPDATE keys SET rotation_period_days = 2560 WHERE id = $1",

@@ -33,6 +33,9 @@ type Key struct {
 	NextRotation         *time.Time // nil without automatic rotation
 	OnDemandRotations    int32      // made so far
 	BackingKeySet        []byte     // see BackingKeySet.digest
+
+	MaterialMissing bool       // imported material that the key needs is not there
+	MaterialExpires *time.Time // when the first of what is there expires
 }
 
 // KeyRef names a key.
@@ -49,11 +52,13 @@ func (k *Key) columns() []column {
 		{"pending_window_in_days", &k.PendingWindowInDays}, {"current_backing_key", &k.CurrentBackingKey},
 		{"rotation_period_days", &k.RotationPeriodInDays}, {"next_rotation", &k.NextRotation},
 		{"on_demand_rotations", &k.OnDemandRotations}, {"backing_key_set", &k.BackingKeySet},
+		{"material_missing", &k.MaterialMissing}, {"material_expires", &k.MaterialExpires},
 	}
 }
 
 func (k *Key) later() []string {
-	return []string{"rotation_period_days", "next_rotation", "on_demand_rotations", "backing_key_set"}
+	return []string{"rotation_period_days", "next_rotation", "on_demand_rotations", "backing_key_set",
+		"material_missing", "material_expires"}
 }
 
 var keySQL = statementsFor(&Key{}, "account", "region", "id")

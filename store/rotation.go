@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,8 +15,14 @@ import (
 // BackingKeySet holds the row versions of all backing keys of a key, by id.
 type BackingKeySet map[[16]byte]int64
 
-// firstOnly is the set of a key as it was made, which needs no digest.
-func firstOnly(current [16]byte) BackingKeySet { return BackingKeySet{current: 1} }
+// firstOnly is the set of a key as it was made, which needs no digest: one, or
+// none where material has yet to be imported.
+func firstOnly(current [16]byte) BackingKeySet {
+	if current == ([16]byte{}) {
+		return BackingKeySet{}
+	}
+	return BackingKeySet{current: 1}
+}
 
 // digest is what a key's row, and so its MAC, says of the set: SHA-256 of
 //
@@ -26,7 +33,7 @@ func firstOnly(current [16]byte) BackingKeySet { return BackingKeySet{current: 1
 // and an earlier version of one that has changed since all show, for one
 // verification of the key's row.
 func (s BackingKeySet) digest(current [16]byte) []byte {
-	if len(s) == 1 && s[current] == 1 {
+	if maps.Equal(s, firstOnly(current)) {
 		return nil
 	}
 	ids := make([][16]byte, 0, len(s))
@@ -117,18 +124,69 @@ func (db *DB) BackingKeys(ctx context.Context, k Key, set BackingKeySet) ([]Back
 // are set, and writes k as UpdateKey does. It fills in what ties the two
 // together: next's number, and k's current backing key and set.
 func (c *Change) RotateKey(ctx context.Context, k Key, set BackingKeySet, next BackingKey) error {
-	next.Account, next.Region, next.KeyID = k.Account, k.Region, k.ID
-	next.Number = int32(len(set)) // #nosec G115 -- a key is not rotated 2^31 times
-	grown := BackingKeySet{next.ID: 1}
-	for id, version := range set {
-		grown[id] = version
-	}
 	k.CurrentBackingKey = next.ID
-	k.BackingKeySet = grown.digest(next.ID)
+	return c.ChangeMaterial(ctx, k, set, next)
+}
+
+// ChangeMaterial writes k as UpdateKey does, with backing keys of its that are
+// new (version 0; their number is filled in) or have changed. set are those of
+// k so far.
+func (c *Change) ChangeMaterial(ctx context.Context, k Key, set BackingKeySet, written ...BackingKey) error {
+	after := maps.Clone(set)
+	for i := range written {
+		b := &written[i]
+		if b.Version == 0 {
+			b.Account, b.Region, b.KeyID = k.Account, k.Region, k.ID
+			b.Number = int32(len(after)) // #nosec G115 -- a key is not rotated 2^31 times
+		}
+		after[b.ID] = b.Version + 1
+	}
+	return c.writeMaterial(ctx, k, after, written)
+}
+
+// DropMaterial writes k as UpdateKey does and removes dropped, the newest of
+// its backing keys, with its budget.
+func (c *Change) DropMaterial(ctx context.Context, k Key, set BackingKeySet, dropped BackingKey) error {
+	after := maps.Clone(set)
+	delete(after, dropped.ID)
+	c.queue(anyRows, "DELETE FROM encryption_budgets WHERE backing_key = $1", dropped.ID)
+	c.queue(oneRow, "DELETE FROM backing_keys WHERE id = $1 AND version = $2", dropped.ID, dropped.Version)
+	return c.writeMaterial(ctx, k, after, nil)
+}
+
+func (c *Change) writeMaterial(ctx context.Context, k Key, after BackingKeySet, written []BackingKey) error {
+	k.BackingKeySet = after.digest(k.CurrentBackingKey)
 	if err := c.UpdateKey(ctx, k); err != nil {
 		return err
 	}
-	return c.InsertBackingKey(ctx, next)
+	for _, b := range written {
+		write := c.InsertBackingKey
+		if b.Version > 0 {
+			write = c.updateBackingKey
+		}
+		if err := write(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Change) updateBackingKey(ctx context.Context, b BackingKey) error {
+	return c.update(ctx, &b, &b.Version, backingKeySQL)
+}
+
+// KeysWithExpiredMaterial returns up to limit keys after the key after of whose
+// imported material some has expired and is still there. It is a hint.
+func (db *DB) KeysWithExpiredMaterial(ctx context.Context, now time.Time, after KeyRef, limit int) ([]KeyRef, error) {
+	rows, _ := db.pool.Query(ctx, `
+		SELECT DISTINCT account, region, key_id FROM backing_keys
+		WHERE expires <= $1 AND ekt <> '' AND (account, region, key_id) > ($2, $3, $4)
+		ORDER BY account, region, key_id LIMIT $5`, now, after.Account, after.Region, after.ID, limit)
+	due, err := pgx.CollectRows(rows, pgx.RowToStructByPos[KeyRef])
+	if err != nil {
+		return nil, fmt.Errorf("looking for expired key material: %w", fault(err))
+	}
+	return due, nil
 }
 
 // KeysDueForRotation returns up to limit keys after the key after whose next

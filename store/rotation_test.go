@@ -14,7 +14,8 @@ func made(t *testing.T, db *DB, name string) (Key, BackingKey) {
 	t.Helper()
 	k, b := sampleKey(name)
 	k.RotationPeriodInDays, k.NextRotation, k.OnDemandRotations, k.BackingKeySet, k.DeletionDate = 0, nil, 0, nil, nil
-	b.RotationType, b.Rotated = "", nil
+	k.MaterialMissing, k.MaterialExpires = false, nil
+	b.RotationType, b.Rotated, b.Pending, b.Expires, b.Description = "", nil, false, nil, ""
 	must(t, db, func(c *Change) error {
 		return errors.Join(c.InsertKey(t.Context(), k), c.InsertBackingKey(t.Context(), b))
 	})
@@ -84,7 +85,7 @@ func TestBackingKeySet(t *testing.T) {
 	for name, sql := range map[string]string{
 		"an old one left out": `DELETE FROM backing_keys WHERE key_id = 'k' AND number = 0`,
 		"another key's put in": `INSERT INTO backing_keys SELECT account, region, 'k', gen_random_uuid(), version, ekt, material_id,
-			provenance, public_key, created, mac_generation, mac, 9, rotation_type, rotated FROM backing_keys WHERE key_id = 'other'`,
+			provenance, public_key, created, mac_generation, mac, 9, rotation_type, rotated, pending, expires, description FROM backing_keys WHERE key_id = 'other'`,
 		"moved to another key":    `UPDATE backing_keys SET key_id = 'other', number = 9 WHERE key_id = 'k' AND number = 1`,
 		"another version of one":  `UPDATE backing_keys SET version = 2 WHERE key_id = 'k' AND number = 0`,
 		"the current one removed": `DELETE FROM backing_keys WHERE key_id = 'k' AND number = 2`,
@@ -139,6 +140,7 @@ func TestEarlierKeyRow(t *testing.T) {
 func TestLaterColumns(t *testing.T) {
 	k, _ := sampleKey("k")
 	k.RotationPeriodInDays, k.NextRotation, k.OnDemandRotations, k.BackingKeySet = 0, nil, 0, nil
+	k.MaterialMissing, k.MaterialExpires = false, nil
 	names := func() (names []string) {
 		for _, c := range sealed(&k) {
 			names = append(names, c.name)
