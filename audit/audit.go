@@ -111,8 +111,9 @@ func (w *Writer) Record(ctx context.Context, r *Record) (changeSeq int64, err er
 }
 
 // Commit writes r, the further records and c in one transaction, and returns
-// the change's sequence number. Besides Record's errors it answers those of store.DB's Commit, with
-// nothing written. If ctx ends first, both may still be written.
+// the change's sequence number. Besides Record's errors it answers those of
+// store.DB's Commit, with nothing written. If ctx ends first, all of it may
+// still be written.
 func (w *Writer) Commit(ctx context.Context, r *Record, c *store.Change, further ...*Record) (changeSeq int64, err error) {
 	return w.write(ctx, r, c, further)
 }

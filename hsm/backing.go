@@ -123,7 +123,7 @@ func (d *Domain) run(ctx context.Context, on *lane, secret []byte, f func(*sessi
 			return f(s, keys, r.in)
 		}
 		_, err = on.do(ctx, r)
-		if !errors.Is(err, errStale) || try > 0 {
+		if !errors.Is(err, errStale) || try >= on.size { // all may have been lost
 			return settled(err)
 		}
 	}

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -30,7 +31,7 @@ func (d *Domain) GenerateDataKeyPair(ctx context.Context, spec string) (privateP
 			return err
 		}
 		private, err := d.t.maker.do(ctx, r)
-		if stale(err) && try == 0 {
+		if errors.Is(err, errStale) && try < d.t.maker.size {
 			continue
 		}
 		if err != nil {

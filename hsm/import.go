@@ -13,7 +13,7 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// ErrMaterial: what was imported is well wrapped, but of another type or size
+// ErrMaterial means that what was imported is well wrapped, but of another type or size
 // than the key spec.
 var ErrMaterial = errors.New("key material is not of the key spec")
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/hmac"
@@ -122,7 +123,11 @@ func TestImportSecrets(t *testing.T) {
 			if err != nil || len(got) != macs[mac].size {
 				t.Errorf("%s: %v", spec, err)
 			}
-			check := hmac.New(sha256.New, secret)
+			hash := sha256.New
+			if size < 32 {
+				hash = sha256.New224
+			}
+			check := hmac.New(hash, secret)
 			check.Write(checkMessage)
 			if !hmac.Equal(check.Sum(nil), made.CheckValue) {
 				t.Errorf("%s %s: it is not the secret that was imported", algorithm, spec)
@@ -331,4 +336,81 @@ func sealGCM(t *testing.T, key, plain []byte) []byte {
 		t.Fatal(err)
 	}
 	return gcm.Seal(nil, testIV, plain, testAAD)
+}
+
+// TestKnownAnswers: what imported keys compute is what is published, or what
+// Go computes with the same key.
+func TestKnownAnswers(t *testing.T) {
+	d := newDomain(t, nil)
+	i := newImporter(t, d, "RSA_2048")
+	const inner = "RSA_AES_KEY_WRAP_SHA_1"
+	number := func(s string) []byte {
+		b, err := hex.DecodeString(strings.ReplaceAll(s, " ", ""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	pkcs8 := func(key any) []byte {
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	// RFC 5903 §8.1.
+	own, err := ecdh.P256().NewPrivateKey(number("C88F01F5 10D9AC3F 70A292DA A2316DE5 44E9AAB8 AFE84049 C62A9C57 862D1433"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	peer, err := ecdh.P256().NewPublicKey(number("04" +
+		"D12DFB52 89C8D4F8 1208B702 70398C34 2296970A 0BCCB74C 736FC755 4494BF63" +
+		"56FBF3CA 366CC23E 8157854C 13C58D6A AC23F046 ADA30F83 53E74F33 039872AB"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := i.do(inner, "ECC_NIST_P256", UseAgree, pkcs8(own))
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := d.Agree(t.Context(), made.EKT, spki)
+	if want := number("D6840F6B 42F6EDAF D13116E0 E1256520 2FEF8E9E CE7DCE03 812464D0 4B9442DE"); err != nil || !bytes.Equal(secret, want) {
+		t.Errorf("RFC 5903: %x, want %x (%v)", secret, want, err)
+	}
+
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err = i.do(inner, "RSA_2048", UseSign, pkcs8(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for algorithm, a := range signing {
+		if a.prefix == nil {
+			continue
+		}
+		digest := make([]byte, a.hash.Size())
+		want, err := rsa.SignPKCS1v15(nil, key, a.hash, digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := d.Sign(t.Context(), made.EKT, algorithm, digest); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %x, want %x (%v)", algorithm, got, want, err)
+		}
+	}
+
+	// RFC 4231 §4.3 has a key of 4 bytes, which zeros fill up.
+	made, err = i.do(inner, "HMAC_256", UseMAC, append([]byte("Jefe"), make([]byte, 28)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mac, err := d.MAC(t.Context(), made.EKT, "HMAC_SHA_256", []byte("what do ya want for nothing?"))
+	if want := number("5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"); err != nil || !bytes.Equal(mac, want) {
+		t.Errorf("RFC 4231: %x, want %x (%v)", mac, want, err)
+	}
 }

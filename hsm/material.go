@@ -221,8 +221,9 @@ func (s *session) publicObject(sp spec, values [][]byte) (pkcs11.ObjectHandle, e
 		}
 		template = append(template, attr(pkcs11.CKA_EC_PARAMS, parameters), attr(pkcs11.CKA_EC_POINT, point))
 	} else {
-		for i, kind := range sp.publicAttributes() {
-			template = append(template, attr(kind, values[i]))
+		kinds := sp.publicAttributes()
+		for i, value := range values {
+			template = append(template, attr(kinds[i], value))
 		}
 	}
 	object, err := s.t.module.p11.CreateObject(s.handle, template)

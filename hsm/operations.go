@@ -130,14 +130,22 @@ func stale(err error) bool {
 
 // Forget has the unwrapped copy of ekt destroyed, if the token holds one: its
 // key was deleted, or has changed. A later use unwraps it again.
-func (d *Domain) Forget(ekt EKT) { d.cache.discard(ekt) }
+func (d *Domain) Forget(ekt EKT) {
+	d.cache.discard(ekt)
+	if ekt.class() == classPrivate {
+		for use := range useFlags {
+			d.private.discard(privateName(use, ekt))
+		}
+	}
+}
 
 // checkMessage is what check values are the MAC of.
 var checkMessage = []byte("Trent check value 1")
 
 // CheckValue identifies key material without giving any of it away: the CMAC
-// (AES, 16 bytes) or HMAC-SHA-256 (generic secret, 32 bytes) of a constant,
-// computed in the HSM. Equal keys have equal values. It is never the classic
+// (AES, 16 bytes) or HMAC (generic secret; with SHA-256, 32 bytes, or another
+// hash if the key is shorter or longer than that takes) of a constant, computed
+// in the HSM. Equal keys have equal values. It is never the classic
 // check value, which is the base of GCM's authentication key.
 func (d *Domain) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
 	var value []byte
@@ -151,6 +159,19 @@ func (d *Domain) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
 	return value, nil
 }
 
+// checkHMAC chooses a hash whose digest is not longer than the key, which some
+// devices insist on, and whose block is not shorter, so that zeros with which
+// others pad the key change nothing.
+func checkHMAC(length int) (mechanism uint, size int) {
+	switch {
+	case length < 32:
+		return pkcs11.CKM_SHA224_HMAC, 28
+	case length <= 64:
+		return pkcs11.CKM_SHA256_HMAC, macSize
+	}
+	return pkcs11.CKM_SHA512_HMAC, 64
+}
+
 func (s *session) checkValue(keys *domainKeys, ekt EKT) ([]byte, error) {
 	k, err := ekt.parse()
 	if err != nil {
@@ -159,7 +180,7 @@ func (s *session) checkValue(keys *domainKeys, ekt EKT) ([]byte, error) {
 	mechanism, size := uint(pkcs11.CKM_AES_CMAC), 16
 	switch k.class {
 	case classGeneric:
-		mechanism, size = pkcs11.CKM_SHA256_HMAC, macSize
+		mechanism, size = checkHMAC(k.length)
 	case classPrivate:
 		return nil, fmt.Errorf("%w: a private key has a public key instead of a check value", ErrArgument)
 	}

@@ -80,10 +80,10 @@ var specs = map[string]spec{
 	"RSA_3072": rsaSpec(3072),
 	"RSA_4096": rsaSpec(4096),
 
-	"ECC_NIST_P256":   ecSpec(p256, pkcs11.CKM_ECDSA, pkcs11.CKM_ECDH1_DERIVE),
-	"ECC_NIST_P384":   ecSpec(p384, pkcs11.CKM_ECDSA, pkcs11.CKM_ECDH1_DERIVE),
-	"ECC_NIST_P521":   ecSpec(p521, pkcs11.CKM_ECDSA, pkcs11.CKM_ECDH1_DERIVE),
-	"ECC_SECG_P256K1": ecSpec(p256k1, pkcs11.CKM_ECDSA, 0),
+	"ECC_NIST_P256":   ecSpec(p256, pkcs11.CKM_ECDH1_DERIVE),
+	"ECC_NIST_P384":   ecSpec(p384, pkcs11.CKM_ECDH1_DERIVE),
+	"ECC_NIST_P521":   ecSpec(p521, pkcs11.CKM_ECDH1_DERIVE),
+	"ECC_SECG_P256K1": ecSpec(p256k1, 0),
 
 	"ECC_NIST_EDWARDS25519": {class: classPrivate, keyType: ckkECEdwards, generate: ckmECEdwardsKeyPairGen,
 		curve: edwards25519, oid: edwards25519.oid, uses: map[Use][]uint{UseSign: {ckmEdDSA}}},
@@ -114,9 +114,9 @@ func rsaSpec(bits int) spec {
 	return s
 }
 
-func ecSpec(c *curve, sign, agree uint) spec {
+func ecSpec(c *curve, agree uint) spec {
 	s := spec{class: classPrivate, keyType: pkcs11.CKK_EC, generate: pkcs11.CKM_EC_KEY_PAIR_GEN, curve: c,
-		uses: map[Use][]uint{UseSign: {sign}}}
+		uses: map[Use][]uint{UseSign: {pkcs11.CKM_ECDSA}}}
 	if agree != 0 {
 		s.uses[UseAgree] = []uint{agree}
 	}

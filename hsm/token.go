@@ -138,18 +138,18 @@ func (t *Token) openLanes() error {
 		return err
 	}
 	keeper.keeper = true
-	t.keeper = startLane(t.cfg.Queue, t.stats, keeper)
-	if t.lane, err = t.openLane(t.cfg.Sessions); err != nil {
+	t.keeper = startLane(t.cfg.Queue, quick, t.stats, keeper)
+	if t.lane, err = t.openLane(quick, t.cfg.Sessions); err != nil {
 		return err
 	}
-	if t.asymmetric, err = t.openLane(t.cfg.AsymmetricSessions); err != nil {
+	if t.asymmetric, err = t.openLane(slow, t.cfg.AsymmetricSessions); err != nil {
 		return err
 	}
-	t.maker, err = t.openLane(t.cfg.AsymmetricSessions)
+	t.maker, err = t.openLane(slow, t.cfg.AsymmetricSessions)
 	return err
 }
 
-func (t *Token) openLane(size int) (*lane, error) {
+func (t *Token) openLane(batch, size int) (*lane, error) {
 	var sessions []*session
 	for range size {
 		s, err := t.openSession()
@@ -161,7 +161,7 @@ func (t *Token) openLane(size int) (*lane, error) {
 		}
 		sessions = append(sessions, s)
 	}
-	return startLane(t.cfg.Queue, t.stats, sessions...), nil
+	return startLane(t.cfg.Queue, batch, t.stats, sessions...), nil
 }
 
 // Close ends all operations, then the sessions and with them every session

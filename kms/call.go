@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
-	"time"
 
 	"github.com/aws/smithy-go"
 	"github.com/go-json-experiment/json/jsontext"
@@ -16,10 +15,6 @@ import (
 	"github.com/trent-kms/trent/sigv4"
 	"github.com/trent-kms/trent/store"
 )
-
-// auditTimeout is how long a call waits for its audit record after its client
-// has gone or its deadline has passed.
-const auditTimeout = 15 * time.Second
 
 // Call is one authenticated request on its way through an operation. It
 // belongs to the goroutine that serves the request.
@@ -169,8 +164,9 @@ func (s *Service) finish(ctx context.Context, call *Call, err error) error {
 	if call.recorded {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
-	defer cancel()
+	// The record is due although the client may have gone; the writer bounds
+	// each commit in time.
+	ctx = context.WithoutCancel(ctx)
 	r := s.record(call, err)
 	seq, auditErr := s.audit.Record(ctx, r)
 	if auditErr != nil {
@@ -206,8 +202,7 @@ func (s *Service) reauthorize(ctx context.Context, call *Call, seq int64) error 
 // in one transaction, if the caller still has the rights it had. ErrConflict
 // means that nothing was written.
 func (s *Service) commit(ctx context.Context, call *Call, change *store.Change, events ...*audit.Record) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx) // as in finish
 	change.RequireRights(call.head)
 	seq, err := s.audit.Commit(ctx, s.record(call, nil), change, events...)
 	if err != nil {

@@ -21,6 +21,10 @@ func (s *stack) deviceConfig() hsm.Config {
 	return hsm.Config{Module: s.module, TokenLabel: "device", PIN: hsm.NewPIN([]byte(userPIN))}
 }
 
+// rounds is how often the module and the layer take turns, so that what else
+// the machine does meets both. The best round counts.
+const rounds = 3
+
 // measureDevice fills in the figures of the module alone and of the hsm layer
 // on it, each for encrypting and decrypting 32 B.
 func (s *stack) measureDevice(ctx context.Context, d time.Duration, r *report) error {
@@ -29,20 +33,23 @@ func (s *stack) measureDevice(ctx context.Context, d time.Duration, r *report) e
 		if decrypt {
 			f.Operation = "decrypt"
 		}
-		for sessions := 1; sessions <= 2; sessions++ {
-			rate, err := hsm.RawBench(s.deviceConfig(), d, sessions, decrypt)
+		for range rounds {
+			for sessions := 1; sessions <= 2; sessions++ {
+				rate, err := hsm.RawBench(s.deviceConfig(), d/rounds, sessions, decrypt)
+				if err != nil {
+					return fmt.Errorf("measuring the module: %w", err)
+				}
+				if rate > f.Raw {
+					f.Raw, f.RawSessions = rate, sessions
+				}
+			}
+			rate, err := s.layerRate(ctx, d/rounds, decrypt)
 			if err != nil {
-				return fmt.Errorf("measuring the module: %w", err)
+				return fmt.Errorf("measuring the hsm layer: %w", err)
 			}
-			if rate > f.Raw {
-				f.Raw, f.RawSessions = rate, sessions
-			}
+			f.Layer = max(f.Layer, rate)
 		}
-		rate, err := s.layerRate(ctx, d, decrypt)
-		if err != nil {
-			return fmt.Errorf("measuring the hsm layer: %w", err)
-		}
-		f.Layer, f.Ratio = rate, rate/f.Raw
+		f.Ratio = f.Layer / f.Raw
 		r.Device = append(r.Device, f)
 	}
 	return nil

@@ -57,6 +57,10 @@ func (runCmd) Run(ctx context.Context, c *cli) (err error) {
 	if err := s.measureDevice(ctx, c.Duration, r); err != nil {
 		return err
 	}
+	note("durable commits of Postgres")
+	if r.Commits, err = commitRate(ctx, s.pg.URL("postgres"), c.Duration); err != nil {
+		return err
+	}
 	bare, err := s.startBare(ctx)
 	if err != nil {
 		return err
