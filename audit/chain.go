@@ -39,13 +39,16 @@ type head struct {
 	hash [sha256.Size]byte
 }
 
+// openWait is how long the start waits for the process before to be gone.
+const openWait = 5 * time.Second
+
 func openChain(ctx context.Context, cfg Config) (chain, error) {
 	if cfg.Host == "" {
 		return chain{}, errors.New("opening audit log: no host name")
 	}
 	c := chain{db: cfg.DB, sealer: cfg.Sealer, host: cfg.Host, boot: uuid.New()}
 	var err error
-	if c.lock, err = c.db.LockHost(ctx, c.host); err != nil {
+	if c.lock, err = c.db.LockHost(ctx, c.host, openWait); err != nil {
 		return chain{}, fmt.Errorf("opening audit log: %w", err)
 	}
 	b, err := c.last(ctx)
@@ -161,7 +164,7 @@ func (c *chain) resumeOnce(ctx context.Context) error {
 	c.db.Renew()
 	if c.lock.Held(ctx) != nil {
 		c.release()
-		lock, err := c.db.LockHost(ctx, c.host)
+		lock, err := c.db.LockHost(ctx, c.host, 0)
 		if err != nil {
 			return err
 		}
