@@ -115,10 +115,16 @@ func (c *chain) append(ctx context.Context, batch []*entry) (seq int64, err erro
 func (c *chain) build(batch []*entry) (*store.AuditBatch, head) {
 	next := c.head
 	c.lines = c.lines[:0]
-	for _, e := range batch {
-		next.hash = store.ChainHash(next.hash, e.line)
+	add := func(line []byte) {
+		next.hash = store.ChainHash(next.hash, line)
 		next.seq++
-		c.lines = append(append(c.lines, e.line...), '\n')
+		c.lines = append(append(c.lines, line...), '\n')
+	}
+	for _, e := range batch {
+		add(e.line)
+		for _, line := range e.more {
+			add(line)
+		}
 	}
 	return &store.AuditBatch{
 		Host: c.host, BootID: c.boot,

@@ -27,13 +27,12 @@ func mechanism(m uint) []*pkcs11.Mechanism {
 }
 
 // GenerateAES makes an AES-256 backing key in the HSM and returns it wrapped.
-// The key itself is destroyed: use goes through an unwrapped copy that cannot
-// be extracted.
 func (d *Domain) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
+	sp := specs["SYMMETRIC_DEFAULT"]
 	var ekt EKT
 	var made Provenance
 	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
-		ekt, made, err = s.generateAES(keys.wrap[classAES])
+		ekt, made, err = s.generateSecret(sp, keys.wrap[sp.class])
 		return err
 	})
 	if err != nil {
@@ -42,25 +41,27 @@ func (d *Domain) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 	return ekt, made, nil
 }
 
-func (s *session) generateAES(wrapper pkcs11.ObjectHandle) (EKT, Provenance, error) {
+// generateSecret makes a secret backing key. The key itself is destroyed: use
+// goes through an unwrapped copy that cannot be extracted.
+func (s *session) generateSecret(sp spec, wrapper pkcs11.ObjectHandle) (EKT, Provenance, error) {
 	p11 := s.t.module.p11
-	key, err := p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), backingKeyTemplate(pkcs11.CKK_AES))
+	key, err := p11.GenerateKey(s.handle, mechanism(sp.generate), backingKeyTemplate(sp.keyType, sp.size))
 	if err != nil {
 		return nil, Provenance{}, deviceError("generating", err)
 	}
 	defer s.destroy(key)
 	failpoint.Hit("hbk.generated")
-	made, err := s.provenance(key)
+	made, err := s.provenance(key, sp.generate)
 	if err != nil {
 		return nil, Provenance{}, err
 	}
-	ekt, err := s.export(classAES, pkcs11.CKK_AES, aesKeySize, wrapper, key)
+	ekt, err := s.export(sp.class, sp.keyType, sp.size, wrapper, key)
 	return ekt, made, err
 }
 
-func (s *session) provenance(key pkcs11.ObjectHandle) (Provenance, error) {
+func (s *session) provenance(key pkcs11.ObjectHandle, mechanism uint) (Provenance, error) {
 	made := Provenance{
-		Mechanism: "CKM_AES_KEY_GEN", Device: s.t.info, Generation: firstGeneration, Profile: profileLocked,
+		Mechanism: mechanismName(mechanism), Device: s.t.info, Generation: firstGeneration, Profile: profileLocked,
 	}
 	var err error
 	for kind, to := range map[uint]*bool{
@@ -99,9 +100,15 @@ func (d *Domain) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 	return ekt, nil
 }
 
-// withCopy gives f a copy of secret, which is wiped when f is done or is not
-// to run any more, even if the caller has gone by then.
+// withCopy runs f on the keeper's worker with a copy of secret, which is wiped
+// when f is done or is not to run any more, even if the caller has gone by then.
 func (d *Domain) withCopy(ctx context.Context, secret []byte, f func(*session, *domainKeys, []byte) error) error {
+	return d.run(ctx, d.t.keeper, secret, f)
+}
+
+// run runs f on a session of the lane with the handles of the epoch. If ctx
+// ends first f still runs to its end, so f must clean up after itself.
+func (d *Domain) run(ctx context.Context, on *lane, secret []byte, f func(*session, *domainKeys, []byte) error) error {
 	for try := 0; ; try++ {
 		keys, err := d.current(ctx)
 		if err != nil {
@@ -115,8 +122,8 @@ func (d *Domain) withCopy(ctx context.Context, secret []byte, f func(*session, *
 			}
 			return f(s, keys, r.in)
 		}
-		_, err = d.t.keeper.do(ctx, r)
-		if !errors.Is(err, errStale) || try > 0 {
+		_, err = on.do(ctx, r)
+		if !errors.Is(err, errStale) || try >= on.size { // all may have been lost
 			return settled(err)
 		}
 	}
@@ -162,7 +169,16 @@ func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.
 	if k.generation != firstGeneration {
 		return 0, fmt.Errorf("%w: domain key generation %d is not on this token", ErrInvalidEKT, k.generation)
 	}
-	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, useTemplate(k.keyType, uses...))
+	template := useTemplate(k.keyType, uses...)
+	if k.class == classPrivate {
+		template = privateUseTemplate(k.keyType, uses...)
+	}
+	return s.unwrapWith(keys, k, template)
+}
+
+// unwrapWith tells a bad EKT from a sick device.
+func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template)
 	code, ok := codeOf(err)
 	if !ok || classify(code) != classData {
 		return object, err
@@ -193,6 +209,21 @@ func (d *Domain) load(ekt EKT, victim *handle) (object pkcs11.ObjectHandle, epoc
 	if err == nil && len(classUses[k.class]) == 0 {
 		err = fmt.Errorf("%w: %s keys have no use here", ErrArgument, k.class)
 	}
+	return d.loadFor(k, err, victim, classUses[k.class])
+}
+
+// loadPrivate is load for names that privateName made.
+func (d *Domain) loadPrivate(name EKT, victim *handle) (object pkcs11.ObjectHandle, epoch uint64, err error) {
+	k, err := name[1:].parse()
+	return d.loadFor(k, err, victim, useFlags[Use(name[0])])
+}
+
+// privateName is a use and an EKT.
+func privateName(use Use, ekt EKT) EKT {
+	return append(EKT{byte(use)}, ekt...)
+}
+
+func (d *Domain) loadFor(k keyToken, err error, victim *handle, uses []uint) (object pkcs11.ObjectHandle, epoch uint64, _ error) {
 	keys, currentErr := d.current(background)
 	if err = errors.Join(err, currentErr); err != nil {
 		d.destroyIfAny(victim)
@@ -205,7 +236,7 @@ func (d *Domain) load(ekt EKT, victim *handle) (object pkcs11.ObjectHandle, epoc
 		if epoch = s.t.epoch.Load(); keys.epoch != epoch {
 			return errStale
 		}
-		object, err = s.unwrapFor(keys, k, classUses[k.class]...)
+		object, err = s.unwrapFor(keys, k, uses...)
 		return err
 	})
 	return object, epoch, err

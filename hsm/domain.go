@@ -27,7 +27,10 @@ const profileLocked = "locked"
 type Domain struct {
 	t     *Token
 	id    DomainID
-	cache *handleCache
+	cache *handleCache // of secret keys, by EKT
+	// private caches private keys by use and EKT: no copy serves two uses.
+	private *handleCache
+	tried   tried
 
 	mu   sync.Mutex // guards keys
 	keys *domainKeys
@@ -97,15 +100,22 @@ func domainOfLabel(label string) (id DomainID, ok bool) {
 // refuses a set that is incomplete (ErrNoDomain), and objects that are double
 // or other than CreateDomain makes them (ErrDomainConflict).
 func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Domain, error) {
-	d := &Domain{t: t, id: id, cache: newHandleCache(t.cfg.HandleCache)}
-	d.cache.stats = t.stats
-	d.cache.epoch = t.epoch.Load
-	d.cache.load = d.load
-	d.cache.destroy = d.destroy
+	d := &Domain{t: t, id: id}
+	d.cache = d.newCache(d.load)
+	d.private = d.newCache(d.loadPrivate)
 	if _, err := d.current(ctx); err != nil {
 		return nil, fmt.Errorf("opening domain %s on %q: %w", id, t.info.Label, err)
 	}
 	return d, nil
+}
+
+func (d *Domain) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, error)) *handleCache {
+	c := newHandleCache(d.t.cfg.HandleCache)
+	c.stats = d.t.stats
+	c.epoch = d.t.epoch.Load
+	c.load = load
+	c.destroy = d.destroy
+	return c
 }
 
 // current returns the domain's handles, found anew if a new epoch began.

@@ -32,6 +32,8 @@ const (
 	// HMAC-SHA-256; longer ones are hashed by HMAC before use, so that the
 	// zeros with which SoftHSM pads on wrapping would change the result.
 	minSecret, maxSecret = 32, 64
+	// Bounds of all generic secrets: HMAC_224's key, and SHA-512's block.
+	minGeneric, maxGeneric = 28, 128
 )
 
 // keyClass sorts backing keys by the domain key that wraps them. The values
@@ -103,7 +105,7 @@ func (e EKT) parse() (keyToken, error) {
 	case classAES:
 		ok = ok && k.keyType == pkcs11.CKK_AES && k.length == aesKeySize && len(k.wrapped) == aesKeySize+8
 	case classGeneric:
-		ok = ok && k.keyType == pkcs11.CKK_GENERIC_SECRET && k.length >= minSecret && k.length <= maxSecret &&
+		ok = ok && k.keyType == pkcs11.CKK_GENERIC_SECRET && k.length >= minGeneric && k.length <= maxGeneric &&
 			len(k.wrapped) == (k.length+7)/8*8+8
 	case classPrivate:
 		ok = ok && k.length == 0 && len(k.wrapped)%8 == 0

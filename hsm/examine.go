@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -15,7 +17,8 @@ type Report struct {
 	Token      *Info            `json:"token,omitempty"` // the one that is configured
 	LoggedIn   bool             `json:"loggedIn"`
 	Mechanisms []MechanismCheck `json:"mechanisms"`
-	Domains    []string         `json:"domains"` // ids of deployments with objects here
+	Domains    []string         `json:"domains"`            // ids of deployments with objects here
+	KeySpecs   []KeySpecCheck   `json:"keySpecs,omitempty"` // tried if a domain is here
 	Findings   []Finding        `json:"findings"`
 }
 
@@ -25,6 +28,14 @@ type MechanismCheck struct {
 	Purpose  string `json:"purpose"`
 	Required bool   `json:"required"`
 	Present  bool   `json:"present"`
+}
+
+// KeySpecCheck says whether the token can make, wrap and use keys of an AWS
+// key spec.
+type KeySpecCheck struct {
+	Spec      string `json:"spec"`
+	Supported bool   `json:"supported"`
+	Missing   string `json:"missing,omitempty"` // mechanism and reason
 }
 
 // Severities of findings.
@@ -156,12 +167,33 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 	}
 	for _, id := range ids {
 		r.Domains = append(r.Domains, id.String())
-		switch _, err := t.OpenDomain(ctx, id); {
+		switch d, err := t.OpenDomain(ctx, id); {
+		case err == nil && len(r.KeySpecs) == 0:
+			r.tryKeySpecs(d)
 		case err == nil:
 		case errors.Is(err, ErrNoDomain):
 			r.add(SeverityWarning, "%v", err)
 		default:
 			r.add(SeverityError, "%v", err)
 		}
+	}
+}
+
+// tryKeySpecs makes a few session keys, which are destroyed at once.
+func (r *Report) tryKeySpecs(d *Domain) {
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		check := KeySpecCheck{Spec: name, Supported: true}
+		for use := range specs[name].uses {
+			var unsupported *UnsupportedError
+			switch err := d.Supports(name, use); {
+			case errors.As(err, &unsupported):
+				check.Supported = false
+				check.Missing = unsupported.Mechanism + ": " + unsupported.Why
+			case err != nil:
+				r.add(SeverityError, "trying to make keys of %s: %v", name, err)
+				return
+			}
+		}
+		r.KeySpecs = append(r.KeySpecs, check)
 	}
 }

@@ -138,7 +138,7 @@ func (c *handleCache) insert(ekt EKT) *handle {
 	h := &handle{cache: c, name: string(ekt), ready: make(chan struct{}), users: 2}
 	c.entries[h.name] = h
 	h.place = c.recent.PushFront(h)
-	c.stats.handles.Set(float64(len(c.entries)))
+	c.stats.handles.Inc()
 	return h
 }
 
@@ -146,7 +146,7 @@ func (c *handleCache) remove(h *handle) {
 	delete(c.entries, h.name)
 	c.recent.Remove(h.place)
 	h.place = nil
-	c.stats.handles.Set(float64(len(c.entries)))
+	c.stats.handles.Dec()
 }
 
 func (h *handle) fill(ekt EKT, victim *handle) {

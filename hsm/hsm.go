@@ -9,6 +9,7 @@ package hsm
 
 import (
 	"log/slog"
+	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -29,12 +30,16 @@ type Config struct {
 	// 0 = 1, which measures best on SoftHSM, whose allocator is one lock.
 	Sessions int
 
+	// AsymmetricSessions is the number of sessions that use private keys, and
+	// of those that make and import keys. 0 = one for each processor.
+	AsymmetricSessions int
+
 	// Queue is how many operations may wait for a session before callers get
 	// ErrBusy. 0 = 1024.
 	Queue int
 
 	// HandleCache is how many unwrapped session objects may live on the token
-	// at once. 0 = 1024.
+	// at once: as many secret keys, and as many private ones. 0 = 1024.
 	HandleCache int
 
 	// Logger hears of lost sessions and other faults. nil = discard.
@@ -59,6 +64,9 @@ type Info struct {
 func (cfg Config) withDefaults() Config {
 	if cfg.Sessions <= 0 {
 		cfg.Sessions = 1
+	}
+	if cfg.AsymmetricSessions <= 0 {
+		cfg.AsymmetricSessions = runtime.NumCPU()
 	}
 	if cfg.Queue <= 0 {
 		cfg.Queue = 1024

@@ -58,7 +58,7 @@ func (s *session) inspectLock(c keyClass, key pkcs11.ObjectHandle) error {
 	}
 	good := useTemplate(keyType)
 	if c == classPrivate {
-		good = privateUseTemplate(keyType)
+		good = privateUseTemplate(keyType, pkcs11.CKA_SIGN)
 	}
 	object, err := s.unwrap(c, key, wrapped, good)
 	if err != nil {
@@ -106,10 +106,10 @@ func (s *session) throwAway(c keyClass, wrapper pkcs11.ObjectHandle) (wrapped []
 	switch c {
 	case classAES:
 		keyType = pkcs11.CKK_AES
-		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), backingKeyTemplate(keyType))
+		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), backingKeyTemplate(keyType, aesKeySize))
 	case classGeneric:
 		keyType = pkcs11.CKK_GENERIC_SECRET
-		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN), backingKeyTemplate(keyType))
+		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN), backingKeyTemplate(keyType, aesKeySize))
 	case classPrivate:
 		keyType = pkcs11.CKK_EC
 		var public pkcs11.ObjectHandle
@@ -148,21 +148,6 @@ func (s *session) generateP256() (public, private pkcs11.ObjectHandle, err error
 }
 
 var oidP256 = asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}
-
-func privateUseTemplate(keyType uint) []*pkcs11.Attribute {
-	return []*pkcs11.Attribute{
-		attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
-		attr(pkcs11.CKA_KEY_TYPE, keyType),
-		attr(pkcs11.CKA_TOKEN, false),
-		attr(pkcs11.CKA_PRIVATE, true),
-		attr(pkcs11.CKA_SENSITIVE, true),
-		attr(pkcs11.CKA_EXTRACTABLE, false),
-		attr(pkcs11.CKA_DECRYPT, false),
-		attr(pkcs11.CKA_SIGN, true),
-		attr(pkcs11.CKA_UNWRAP, false),
-		attr(pkcs11.CKA_DERIVE, false),
-	}
-}
 
 // probe is a known answer. A call that failed for reasons that may lie in the
 // data or in the device is followed by it: if it still comes out right, the

@@ -28,34 +28,40 @@ type lane struct {
 	queue   chan *request
 	workers sync.WaitGroup
 	stats   *metrics
+	size    int // of its sessions
+	batch   int // see quick and slow
 
 	mu     sync.RWMutex // guards closed against sends on queue
 	closed bool
 }
 
-func startLane(queue int, stats *metrics, sessions ...*session) *lane {
-	l := &lane{queue: make(chan *request, queue), stats: stats}
+func startLane(queue, batch int, stats *metrics, sessions ...*session) *lane {
+	l := &lane{queue: make(chan *request, queue), size: len(sessions), batch: batch, stats: stats}
 	for _, s := range sessions {
 		l.workers.Go(func() { l.work(s) })
 	}
 	return l
 }
 
-// batch is how many requests a busy worker answers at a time. Waking a caller
+// quick is how many requests a busy worker answers at a time. Waking a caller
 // on another core may cost as much as half a device call. Answered together,
 // and with the worker stepping aside, callers run on the worker's own core:
 // measured with 16 callers on SoftHSM, 2 µs of CPU per call instead of 12.
-const batch = 16
+const quick = 16
+
+// slow is quick for lanes whose calls take so long that no caller should wait
+// for another's.
+const slow = 1
 
 func (l *lane) work(s *session) {
 	defer s.close()
-	served := make([]*request, 0, batch)
+	served := make([]*request, 0, l.batch)
 	for r := range l.queue {
 		if r.state.Load() == waiting {
 			s.run(r)
 		}
 		served = append(served, r)
-		if len(served) == batch || len(l.queue) == 0 {
+		if len(served) == l.batch || len(l.queue) == 0 {
 			for _, r := range served {
 				r.answer()
 			}
@@ -153,11 +159,16 @@ const (
 	opHMAC
 	opVerify
 	opRandom
+	opSign
+	opMAC
+	opDecryptRSA
+	opAgree
 	opCount
 )
 
 func (o op) String() string {
-	return [opCount]string{"calling", "encrypting", "decrypting", "computing HMAC", "verifying HMAC", "generating random bytes"}[o]
+	return [opCount]string{"calling", "encrypting", "decrypting", "computing HMAC", "verifying HMAC", "generating random bytes",
+		"signing", "computing HMAC", "decrypting by RSA", "agreeing on a secret"}[o]
 }
 
 const (
@@ -174,6 +185,9 @@ type request struct {
 	epoch uint64
 	key   pkcs11.ObjectHandle
 	fn    func(*session) error
+
+	mechanism  uint   // of an asymmetric call or a MAC
+	parameters []byte // of the mechanism, not secret; nil = none
 
 	buf              []byte // holds iv, aad, in and mac
 	iv, aad, in, mac []byte

@@ -44,6 +44,7 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 	for op, mechanism := range [opCount]string{
 		opEncrypt: "aes-gcm-encrypt", opDecrypt: "aes-gcm-decrypt",
 		opHMAC: "sha256-hmac-sign", opVerify: "sha256-hmac-verify", opRandom: "random",
+		opSign: "sign", opMAC: "mac", opDecryptRSA: "rsa-decrypt", opAgree: "ecdh",
 	} {
 		if mechanism != "" {
 			m.latency[op] = latency.WithLabelValues(mechanism)

@@ -2,10 +2,13 @@
 
 #include <dlfcn.h>
 #include <stddef.h>
+#include <string.h>
 
 // Indices into ck_functions.fn.
 enum {
 	C_CreateObject = 20,
+	C_DestroyObject = 22,
+	C_GetAttributeValue = 24,
 	C_EncryptInit = 29,
 	C_Encrypt = 30,
 	C_DecryptInit = 33,
@@ -14,11 +17,15 @@ enum {
 	C_Sign = 43,
 	C_VerifyInit = 48,
 	C_Verify = 49,
+	C_DeriveKey = 62,
 	C_GenerateRandom = 64,
 };
 
 enum {
 	CKM_AES_GCM = 0x1087,
+	CKM_ECDH1_DERIVE = 0x1050,
+	CKD_NULL = 1,
+	CKR_DOMAIN_PARAMS_INVALID = 0x130,
 	CKO_SECRET_KEY = 4,
 	CKK_GENERIC_SECRET = 0x10,
 	CKA_CLASS = 0x000,
@@ -34,7 +41,9 @@ enum {
 	CKA_SIGN = 0x108,
 	CKA_VERIFY = 0x10A,
 	CKA_DERIVE = 0x10C,
+	CKA_VALUE_LEN = 0x161,
 	CKA_EXTRACTABLE = 0x162,
+	CKA_EC_PARAMS = 0x180,
 };
 
 typedef struct {
@@ -52,12 +61,23 @@ typedef struct {
 	ck_ulong tag_bits;
 } ck_gcm_params;
 
+typedef struct {
+	ck_ulong kdf;
+	ck_ulong shared_length;
+	ck_byte *shared;
+	ck_ulong peer_length;
+	ck_byte *peer;
+} ck_ecdh1_params;
+
 typedef ck_ulong (*get_function_list)(ck_functions **);
 typedef ck_ulong (*init_call)(ck_ulong, ck_mechanism *, ck_ulong);
 typedef ck_ulong (*crypt_call)(ck_ulong, ck_byte *, ck_ulong, ck_byte *, ck_ulong *);
 typedef ck_ulong (*verify_call)(ck_ulong, ck_byte *, ck_ulong, ck_byte *, ck_ulong);
 typedef ck_ulong (*random_call)(ck_ulong, ck_byte *, ck_ulong);
 typedef ck_ulong (*create_call)(ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
+typedef ck_ulong (*destroy_call)(ck_ulong, ck_ulong);
+typedef ck_ulong (*attribute_call)(ck_ulong, ck_ulong, ck_attribute *, ck_ulong);
+typedef ck_ulong (*derive_call)(ck_ulong, ck_mechanism *, ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
 
 // trent_load never unloads: vendors' libraries keep threads and exit handlers
 // that outlive C_Finalize.
@@ -148,5 +168,74 @@ ck_result trent_import_secret(ck_functions *f, ck_ulong session, ck_byte *secret
 	ck_result result = {0, 0};
 	result.code = ((create_call)f->fn[C_CreateObject])(
 		session, template, sizeof(template) / sizeof(template[0]), &result.length);
+	return result;
+}
+
+ck_result trent_use(ck_functions *f, int decrypt, ck_ulong mechanism_type,
+	ck_byte *parameter, ck_ulong parameter_length, ck_ulong session, ck_ulong key,
+	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity)
+{
+	ck_mechanism mechanism = {mechanism_type, parameter_length ? parameter : NULL, parameter_length};
+	ck_result result = {0, out_capacity};
+	result.code = ((init_call)f->fn[decrypt ? C_DecryptInit : C_SignInit])(session, &mechanism, key);
+	if (result.code != 0) {
+		return result;
+	}
+	result.code = ((crypt_call)f->fn[decrypt ? C_Decrypt : C_Sign])(
+		session, in, in_length, out, &result.length);
+	return result;
+}
+
+// trent_attribute reads an attribute into the caller's buffer only.
+ck_result trent_attribute(ck_functions *f, ck_ulong session, ck_ulong object,
+	ck_ulong type, ck_byte *out, ck_ulong out_capacity)
+{
+	ck_attribute wanted = {type, out, out_capacity};
+	ck_result result = {0, 0};
+	result.code = ((attribute_call)f->fn[C_GetAttributeValue])(session, object, &wanted, 1);
+	if (result.code == 0) {
+		result.length = wanted.length;
+	}
+	return result;
+}
+
+// trent_agree refuses a key that is on another curve than the peer's. The
+// secret is made as an object, read into the caller's buffer and destroyed.
+ck_result trent_agree(ck_functions *f, ck_ulong session, ck_ulong key,
+	ck_byte *curve, ck_ulong curve_length, ck_byte *peer, ck_ulong peer_length,
+	ck_byte *out, ck_ulong out_length)
+{
+	ck_byte own[64];
+	ck_result result = trent_attribute(f, session, key, CKA_EC_PARAMS, own, sizeof(own));
+	if (result.code != 0) {
+		return result;
+	}
+	if (result.length != curve_length || memcmp(own, curve, curve_length) != 0) {
+		result.code = CKR_DOMAIN_PARAMS_INVALID;
+		return result;
+	}
+	ck_ecdh1_params params = {CKD_NULL, 0, NULL, peer_length, peer};
+	ck_mechanism mechanism = {CKM_ECDH1_DERIVE, &params, sizeof(params)};
+	ck_ulong class = CKO_SECRET_KEY, type = CKK_GENERIC_SECRET, secret = 0;
+	ck_byte yes = 1, no = 0;
+	ck_attribute template[] = {
+		{CKA_CLASS, &class, sizeof(class)},
+		{CKA_KEY_TYPE, &type, sizeof(type)},
+		{CKA_VALUE_LEN, &out_length, sizeof(out_length)},
+		{CKA_TOKEN, &no, 1},
+		{CKA_PRIVATE, &yes, 1},
+		{CKA_SENSITIVE, &no, 1},
+		{CKA_EXTRACTABLE, &yes, 1},
+	};
+	result.code = ((derive_call)f->fn[C_DeriveKey])(session, &mechanism, key,
+		template, sizeof(template) / sizeof(template[0]), &secret);
+	if (result.code != 0) {
+		return result;
+	}
+	result = trent_attribute(f, session, secret, CKA_VALUE, out, out_length);
+	ck_ulong destroyed = ((destroy_call)f->fn[C_DestroyObject])(session, secret);
+	if (result.code == 0) {
+		result.code = destroyed;
+	}
 	return result;
 }

@@ -10,6 +10,12 @@ package hsm
 #cgo nocallback trent_verify
 #cgo noescape trent_random
 #cgo nocallback trent_random
+#cgo noescape trent_use
+#cgo nocallback trent_use
+#cgo noescape trent_attribute
+#cgo nocallback trent_attribute
+#cgo noescape trent_agree
+#cgo nocallback trent_agree
 #include <stdlib.h>
 #include <string.h>
 #include "native.h"
@@ -78,6 +84,39 @@ func (n native) verify(mechanism uint, session pkcs11.SessionHandle, key pkcs11.
 func (n native) random(session pkcs11.SessionHandle, out []byte) uint {
 	outPtr, outLen := bytesOf(out)
 	return uint(C.trent_random(n.functions, C.ck_ulong(session), outPtr, outLen))
+}
+
+// use signs in, or decrypts it, by any mechanism. parameters are as the
+// mechanism has them in memory and hold no pointers but null.
+func (n native) use(decrypt bool, mechanism uint, parameters []byte, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, in, out []byte) (int, uint) {
+	parPtr, parLen := bytesOf(parameters)
+	inPtr, inLen := bytesOf(in)
+	outPtr, outLen := bytesOf(out)
+	what := C.int(0)
+	if decrypt {
+		what = 1
+	}
+	r := C.trent_use(n.functions, what, C.ck_ulong(mechanism), parPtr, parLen,
+		C.ck_ulong(session), C.ck_ulong(key), inPtr, inLen, outPtr, outLen)
+	return int(r.length), uint(r.code)
+}
+
+// attribute reads an attribute into out, leaving no copy elsewhere, and
+// returns its length.
+func (n native) attribute(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, kind uint, out []byte) (int, uint) {
+	outPtr, outLen := bytesOf(out)
+	r := C.trent_attribute(n.functions, C.ck_ulong(session), C.ck_ulong(object), C.ck_ulong(kind), outPtr, outLen)
+	return int(r.length), uint(r.code)
+}
+
+// agree computes ECDH with the point peer on curve, the value of
+// CKA_EC_PARAMS. out has the length of a coordinate.
+func (n native) agree(session pkcs11.SessionHandle, key pkcs11.ObjectHandle, curve, peer, out []byte) (int, uint) {
+	curvePtr, curveLen := bytesOf(curve)
+	peerPtr, peerLen := bytesOf(peer)
+	outPtr, outLen := bytesOf(out)
+	r := C.trent_agree(n.functions, C.ck_ulong(session), C.ck_ulong(key), curvePtr, curveLen, peerPtr, peerLen, outPtr, outLen)
+	return int(r.length), uint(r.code)
 }
 
 // importSecret makes a generic secret session object that can be wrapped and

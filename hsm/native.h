@@ -41,4 +41,16 @@ ck_ulong trent_random(ck_functions *f, ck_ulong session, ck_byte *out, ck_ulong 
 ck_result trent_import_secret(ck_functions *f, ck_ulong session,
 	ck_byte *secret, ck_ulong length);
 
+// trent_use signs, or decrypts, by any mechanism.
+ck_result trent_use(ck_functions *f, int decrypt, ck_ulong mechanism,
+	ck_byte *parameter, ck_ulong parameter_length, ck_ulong session, ck_ulong key,
+	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity);
+
+ck_result trent_attribute(ck_functions *f, ck_ulong session, ck_ulong object,
+	ck_ulong type, ck_byte *out, ck_ulong out_capacity);
+
+ck_result trent_agree(ck_functions *f, ck_ulong session, ck_ulong key,
+	ck_byte *curve, ck_ulong curve_length, ck_byte *peer, ck_ulong peer_length,
+	ck_byte *out, ck_ulong out_length);
+
 #endif

@@ -89,14 +89,19 @@ func (d *Domain) HMAC(ctx context.Context, ekt EKT, message []byte) ([]byte, err
 	})
 }
 
-// use runs one request with the key in ekt, once more if its handle turned
-// out to be stale.
+// use runs one request with the secret key in ekt.
 func (d *Domain) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch uint64) *request) ([]byte, error) {
 	if ekt.class() != c {
 		return nil, fmt.Errorf("%w: it holds no %s key", ErrInvalidEKT, c)
 	}
+	return d.useCached(ctx, d.cache, d.t.lane, ekt, build)
+}
+
+// useCached runs one request with a cached key, once more if its handle turned
+// out to be stale.
+func (d *Domain) useCached(ctx context.Context, cache *handleCache, on *lane, name EKT, build func(epoch uint64) *request) ([]byte, error) {
 	for try := 0; ; try++ {
-		h, err := d.cache.acquire(ctx, ekt)
+		h, err := cache.acquire(ctx, name)
 		if errors.Is(err, errStale) && try == 0 {
 			continue
 		}
@@ -105,7 +110,7 @@ func (d *Domain) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch 
 		}
 		r := build(h.epoch)
 		r.key, r.handle = h.object, h
-		out, err := d.t.lane.do(ctx, r) // releases h
+		out, err := on.do(ctx, r) // releases h
 		if try == 0 && stale(err) {
 			h.drop()
 			continue
@@ -125,16 +130,49 @@ func stale(err error) bool {
 
 // Forget has the unwrapped copy of ekt destroyed, if the token holds one: its
 // key was deleted, or has changed. A later use unwraps it again.
-func (d *Domain) Forget(ekt EKT) { d.cache.discard(ekt) }
+func (d *Domain) Forget(ekt EKT) {
+	d.cache.discard(ekt)
+	if ekt.class() == classPrivate {
+		for use := range useFlags {
+			d.private.discard(privateName(use, ekt))
+		}
+	}
+}
 
 // checkMessage is what check values are the MAC of.
 var checkMessage = []byte("Trent check value 1")
 
 // CheckValue identifies key material without giving any of it away: the CMAC
-// (AES, 16 bytes) or HMAC-SHA-256 (generic secret, 32 bytes) of a constant,
-// computed in the HSM. Equal keys have equal values. It is never the classic
+// (AES, 16 bytes) or HMAC (generic secret; with SHA-256, 32 bytes, or another
+// hash if the key is shorter or longer than that takes) of a constant, computed
+// in the HSM. Equal keys have equal values. It is never the classic
 // check value, which is the base of GCM's authentication key.
 func (d *Domain) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
+	var value []byte
+	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
+		value, err = s.checkValue(keys, ekt)
+		return err
+	})
+	if err != nil {
+		return nil, err // value may still be written
+	}
+	return value, nil
+}
+
+// checkHMAC chooses a hash whose digest is not longer than the key, which some
+// devices insist on, and whose block is not shorter, so that zeros with which
+// others pad the key change nothing.
+func checkHMAC(length int) (mechanism uint, size int) {
+	switch {
+	case length < 32:
+		return pkcs11.CKM_SHA224_HMAC, 28
+	case length <= 64:
+		return pkcs11.CKM_SHA256_HMAC, macSize
+	}
+	return pkcs11.CKM_SHA512_HMAC, 64
+}
+
+func (s *session) checkValue(keys *domainKeys, ekt EKT) ([]byte, error) {
 	k, err := ekt.parse()
 	if err != nil {
 		return nil, err
@@ -142,29 +180,21 @@ func (d *Domain) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
 	mechanism, size := uint(pkcs11.CKM_AES_CMAC), 16
 	switch k.class {
 	case classGeneric:
-		mechanism, size = pkcs11.CKM_SHA256_HMAC, macSize
+		mechanism, size = checkHMAC(k.length)
 	case classPrivate:
 		return nil, fmt.Errorf("%w: a private key has a public key instead of a check value", ErrArgument)
 	}
-	var value []byte
-	err = d.onKeeper(ctx, func(s *session, keys *domainKeys) error {
-		object, err := s.unwrapFor(keys, k, pkcs11.CKA_SIGN)
-		if err != nil {
-			return err
-		}
-		defer s.destroy(object)
-		out := make([]byte, size)
-		n, code := s.t.module.native.sign(mechanism, s.handle, object, checkMessage, out)
-		if code != pkcs11.CKR_OK {
-			return &DeviceError{Doing: "computing the check value", Code: code}
-		}
-		value = out[:n]
-		return nil
-	})
+	object, err := s.unwrapFor(keys, k, pkcs11.CKA_SIGN)
 	if err != nil {
-		return nil, err // value may still be written
+		return nil, err
 	}
-	return value, nil
+	defer s.destroy(object)
+	out := make([]byte, size)
+	n, code := s.t.module.native.sign(mechanism, s.handle, object, checkMessage, out)
+	if code != pkcs11.CKR_OK {
+		return nil, &DeviceError{Doing: "computing the check value", Code: code}
+	}
+	return out[:n], nil
 }
 
 // Random fills p from the HSM's generator.

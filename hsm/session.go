@@ -109,8 +109,8 @@ func (s *session) run(r *request) {
 	}
 }
 
-// runFunc runs a closure on the keeper's session. If the session turned out to
-// be lost, it is renewed and the caller told to begin again.
+// runFunc runs a closure. If the session turned out to be lost, it is renewed
+// and the caller told to begin again.
 func (s *session) runFunc(r *request) {
 	epoch := s.t.epoch.Load()
 	r.err = r.fn(s)
@@ -121,9 +121,19 @@ func (s *session) runFunc(r *request) {
 	s.t.stats.failed(code)
 	switch classify(code) {
 	case classSession, classLogin, classHandle, classDevice:
-		if s.ensure() == nil && s.t.epoch.Load() != epoch {
+		if !s.keeper {
+			s.renew(r)
+		} else if s.ensure() == nil && s.t.epoch.Load() != epoch {
 			r.err = errStale
 		}
+	}
+}
+
+// renew gives up a lane's session after a closure. What the closure made died
+// with it, so that the caller can begin again.
+func (s *session) renew(r *request) {
+	if s.recovered() == nil {
+		r.err = errStale
 	}
 }
 
@@ -140,6 +150,12 @@ func (s *session) call(r *request) (code uint) {
 		code = n.verify(pkcs11.CKM_SHA256_HMAC, s.handle, r.key, r.in, r.mac)
 	case opRandom:
 		r.length, code = len(r.out), n.random(s.handle, r.out)
+	case opSign, opMAC:
+		r.length, code = n.use(false, r.mechanism, r.parameters, s.handle, r.key, r.in, r.out)
+	case opDecryptRSA:
+		r.length, code = n.use(true, r.mechanism, r.parameters, s.handle, r.key, r.in, r.out)
+	case opAgree:
+		r.length, code = n.agree(s.handle, r.key, r.parameters, r.in, r.out)
 	}
 	return code
 }

@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"encoding/binary"
+	"slices"
 	"unsafe"
 
 	"github.com/miekg/pkcs11"
@@ -29,8 +30,11 @@ func usage(allowed ...uint) []*pkcs11.Attribute {
 	return flags
 }
 
-// mechanisms is the value of CKA_ALLOWED_MECHANISMS: an array of CK_ULONG.
-func mechanisms(list ...uint) []byte {
+// mechanisms is the value of CKA_ALLOWED_MECHANISMS.
+func mechanisms(list ...uint) []byte { return ulongs(list...) }
+
+// ulongs is an array of CK_ULONG, or a structure of nothing else.
+func ulongs(list ...uint) []byte {
 	var b []byte
 	for _, m := range list {
 		if unsafe.Sizeof(uintptr(0)) == 8 {
@@ -45,20 +49,20 @@ func mechanisms(list ...uint) []byte {
 // backingKeyTemplate makes a backing key that can be wrapped and nothing else.
 // It is EXTRACTABLE only for that, and destroyed at once. Under the locked
 // profile it cannot be WRAP_WITH_TRUSTED, as its domain key is not.
-func backingKeyTemplate(keyType uint) []*pkcs11.Attribute {
-	return sessionKeyTemplate(keyType, true)
+func backingKeyTemplate(keyType uint, size int) []*pkcs11.Attribute {
+	return sessionKeyTemplate(keyType, size, true)
 }
 
 // probeKeyTemplate makes a key that never leaves the token nor its session.
 func probeKeyTemplate() []*pkcs11.Attribute {
-	return sessionKeyTemplate(pkcs11.CKK_AES, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT)
+	return sessionKeyTemplate(pkcs11.CKK_AES, aesKeySize, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT)
 }
 
-func sessionKeyTemplate(keyType uint, extractable bool, uses ...uint) []*pkcs11.Attribute {
+func sessionKeyTemplate(keyType uint, size int, extractable bool, uses ...uint) []*pkcs11.Attribute {
 	return append(usage(uses...),
 		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attr(pkcs11.CKA_KEY_TYPE, keyType),
-		attr(pkcs11.CKA_VALUE_LEN, aesKeySize),
+		attr(pkcs11.CKA_VALUE_LEN, size),
 		attr(pkcs11.CKA_TOKEN, false),
 		attr(pkcs11.CKA_PRIVATE, true),
 		attr(pkcs11.CKA_SENSITIVE, true),
@@ -80,6 +84,39 @@ func useTemplate(keyType uint, uses ...uint) []*pkcs11.Attribute {
 		attr(pkcs11.CKA_EXTRACTABLE, false),
 		attr(pkcs11.CKA_MODIFIABLE, false),
 	)
+}
+
+// privateUseTemplate is useTemplate for a private key. SoftHSM unwraps none
+// that is unmodifiable.
+func privateUseTemplate(keyType uint, uses ...uint) []*pkcs11.Attribute {
+	return append(privateUsage(uses...), privateKeyTemplate(keyType, false)...)
+}
+
+// privateUsage is usage for a private key.
+func privateUsage(allowed ...uint) []*pkcs11.Attribute {
+	var flags []*pkcs11.Attribute
+	for _, flag := range []uint{
+		pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_SIGN_RECOVER, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE,
+	} {
+		flags = append(flags, attr(flag, slices.Contains(allowed, flag)))
+	}
+	for _, flag := range allowed { // of later versions of PKCS#11
+		if flag == ckaDecapsulate {
+			flags = append(flags, attr(flag, true))
+		}
+	}
+	return flags
+}
+
+func privateKeyTemplate(keyType uint, extractable bool) []*pkcs11.Attribute {
+	return []*pkcs11.Attribute{
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY),
+		attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_TOKEN, false),
+		attr(pkcs11.CKA_PRIVATE, true),
+		attr(pkcs11.CKA_SENSITIVE, true),
+		attr(pkcs11.CKA_EXTRACTABLE, extractable),
+	}
 }
 
 // unwrapTemplate is what the locked profile's domain key of a class enforces

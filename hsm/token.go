@@ -23,8 +23,12 @@ type Token struct {
 	stats  *metrics
 
 	// keeper owns the session that every session object belongs to, so that
-	// the sessions of lane can be thrown away. Both are set by Open.
+	// the sessions of the others can be thrown away. All are set by Open.
 	keeper, lane *lane
+
+	// asymmetric serves private keys, and maker makes and imports keys, so
+	// that neither holds up symmetric calls nor the other.
+	asymmetric, maker *lane
 
 	// epoch is the generation of everything that dies with the keeper's
 	// session or login: object handles carry it and are refused in another
@@ -134,20 +138,30 @@ func (t *Token) openLanes() error {
 		return err
 	}
 	keeper.keeper = true
-	t.keeper = startLane(t.cfg.Queue, t.stats, keeper)
+	t.keeper = startLane(t.cfg.Queue, quick, t.stats, keeper)
+	if t.lane, err = t.openLane(quick, t.cfg.Sessions); err != nil {
+		return err
+	}
+	if t.asymmetric, err = t.openLane(slow, t.cfg.AsymmetricSessions); err != nil {
+		return err
+	}
+	t.maker, err = t.openLane(slow, t.cfg.AsymmetricSessions)
+	return err
+}
+
+func (t *Token) openLane(batch, size int) (*lane, error) {
 	var sessions []*session
-	for range t.cfg.Sessions {
+	for range size {
 		s, err := t.openSession()
 		if err != nil {
 			for _, opened := range sessions {
 				opened.close()
 			}
-			return err
+			return nil, err
 		}
 		sessions = append(sessions, s)
 	}
-	t.lane = startLane(t.cfg.Queue, t.stats, sessions...)
-	return nil
+	return startLane(t.cfg.Queue, batch, t.stats, sessions...), nil
 }
 
 // Close ends all operations, then the sessions and with them every session
@@ -155,7 +169,7 @@ func (t *Token) openLanes() error {
 func (t *Token) Close() error {
 	var err error
 	t.closing.Do(func() {
-		for _, l := range []*lane{t.lane, t.keeper} {
+		for _, l := range []*lane{t.maker, t.asymmetric, t.lane, t.keeper} {
 			if l != nil {
 				l.close()
 			}

@@ -209,7 +209,7 @@ func TestClosedToken(t *testing.T) {
 // Sessions, login and session objects vanish; the next calls bring them back.
 func TestLostSessions(t *testing.T) {
 	metrics := prometheus.NewPedanticRegistry()
-	d := newDomain(t, func(c *Config) { c.Sessions, c.Metrics = 2, metrics })
+	d := newDomain(t, func(c *Config) { c.Sessions, c.AsymmetricSessions, c.Metrics = 2, 2, metrics })
 	ekt := newAES(t, d)
 	sealed, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x"))
 	if err != nil {
@@ -243,7 +243,21 @@ func TestLostSessions(t *testing.T) {
 		m := f.GetMetric()[0]
 		seen[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
 	}
-	if seen["trent_hsm_sessions"] != 3 || seen["trent_hsm_errors_total"] == 0 || seen["trent_hsm_operation_seconds"] == 0 {
+	if seen["trent_hsm_sessions"] != 7 || seen["trent_hsm_errors_total"] == 0 || seen["trent_hsm_operation_seconds"] == 0 {
 		t.Errorf("metrics %v", seen)
+	}
+}
+
+// TestExamineKeySpecs: doctor names what the device lacks.
+func TestExamineKeySpecs(t *testing.T) {
+	d := newDomain(t, nil)
+	r, err := Examine(t.Context(), d.t.cfg)
+	if err != nil || len(r.KeySpecs) != len(specs) {
+		t.Fatalf("%d key specs, %v", len(r.KeySpecs), err)
+	}
+	for _, check := range r.KeySpecs {
+		if check.Supported == (check.Missing != "") {
+			t.Errorf("%+v", check)
+		}
 	}
 }

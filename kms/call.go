@@ -46,6 +46,7 @@ type Call struct {
 	again []func(context.Context) error
 
 	resources []audit.Resource
+	keys      []keyRef // that were authorised
 	response  jsontext.Value
 	extra     jsontext.Value
 
@@ -139,7 +140,7 @@ func (s *Service) stale(ctx context.Context, call *Call, err error) bool {
 func (s *Service) restart(ctx context.Context, call *Call) error {
 	call.head = s.Head()
 	call.recorded = false
-	call.again, call.resources, call.response, call.extra = nil, nil, nil, nil
+	call.again, call.resources, call.keys, call.response, call.extra = nil, nil, nil, nil, nil
 	return s.identify(ctx, call)
 }
 
@@ -166,15 +167,19 @@ func (s *Service) finish(ctx context.Context, call *Call, err error) error {
 	// The record is due although the client may have gone; the writer bounds
 	// each commit in time.
 	ctx = context.WithoutCancel(ctx)
-	seq, auditErr := s.audit.Record(ctx, s.record(call, err))
+	r := s.record(call, err)
+	seq, auditErr := s.audit.Record(ctx, r)
 	if auditErr != nil {
 		return fmt.Errorf("recording %s: %w", call.Operation, auditErr)
 	}
 	call.recorded = true
-	if err != nil || seq == call.head {
-		return err
+	if err == nil && seq != call.head {
+		err = s.reauthorize(ctx, call, seq)
 	}
-	return s.reauthorize(ctx, call, seq)
+	if err == nil {
+		s.usages.note(call, r)
+	}
+	return err
 }
 
 // reauthorize repeats the decisions of a call that succeeded on rows which may
@@ -196,13 +201,13 @@ func (s *Service) reauthorize(ctx context.Context, call *Call, seq int64) error 
 	return err
 }
 
-// commit writes change and the call's audit record in one transaction, if the
-// caller still has the rights it had. ErrConflict means that nothing was
-// written.
-func (s *Service) commit(ctx context.Context, call *Call, change *store.Change) error {
+// commit writes change, the call's audit record and the events that come of it
+// in one transaction, if the caller still has the rights it had. ErrConflict
+// means that nothing was written.
+func (s *Service) commit(ctx context.Context, call *Call, change *store.Change, events ...*audit.Record) error {
 	ctx = context.WithoutCancel(ctx) // as in finish
 	change.RequireRights(call.head)
-	seq, err := s.audit.Commit(ctx, s.record(call, nil), change)
+	seq, err := s.audit.Commit(ctx, s.record(call, nil), change, events...)
 	if err != nil {
 		return fromCommit(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -42,17 +43,21 @@ func (s *Service) createKey(ctx context.Context, call *Call, in *awskms.CreateKe
 	if err != nil {
 		return nil, err
 	}
-	backing, err := s.newBackingKey(ctx, row)
-	if err != nil {
-		return nil, err
+	var backing store.BackingKey
+	if row.Origin != string(types.OriginTypeExternal) {
+		if backing, err = s.newBackingKey(ctx, row, row.Created); err != nil {
+			return nil, err
+		}
 	}
 	row.CurrentBackingKey = backing.ID
 	change := s.db.NewChange()
 	if err := change.InsertKey(ctx, row); err != nil {
 		return nil, unstorable(err)
 	}
-	if err := change.InsertBackingKey(ctx, backing); err != nil {
-		return nil, fmt.Errorf("sealing a backing key: %w", err)
+	if len(backing.EKT) > 0 {
+		if err := change.InsertBackingKey(ctx, backing); err != nil {
+			return nil, fmt.Errorf("sealing a backing key: %w", err)
+		}
 	}
 	failpoint.Hit("createkey.sealed")
 	k := &key{Key: row, arn: s.keyARN(row.Account, row.Region, row.ID), backing: backing}
@@ -75,7 +80,7 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 	if err != nil {
 		return store.Key{}, err
 	}
-	return store.Key{
+	k := store.Key{
 		Account:     call.Principal.Account,
 		Region:      call.Region,
 		ID:          uuid.NewString(),
@@ -87,7 +92,11 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 		Policy:      policy,
 		Tags:        tags,
 		Created:     s.now().UTC(),
-	}, nil
+	}
+	if in.Origin == types.OriginTypeExternal {
+		k.Origin, k.State, k.MaterialMissing = string(in.Origin), string(types.KeyStatePendingImport), true
+	}
+	return k, nil
 }
 
 // checkCreateKey refuses what AWS refuses, and what is not built yet.
@@ -105,7 +114,7 @@ func checkCreateKey(in *awskms.CreateKeyInput) error {
 		return unsupported("Multi-Region keys are not available yet.")
 	case in.CustomKeyStoreId != nil || in.XksKeyId != nil:
 		return unsupported("Custom key stores are not available yet.")
-	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms:
+	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms && in.Origin != types.OriginTypeExternal:
 		return unsupported("Origin %s is not available yet.", in.Origin)
 	case !symmetric && in.KeyUsage == "":
 		return validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
@@ -118,7 +127,7 @@ func checkCreateKey(in *awskms.CreateKeyInput) error {
 }
 
 // newBackingKey has the HSM make a backing key for a key.
-func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.BackingKey, error) {
+func (s *Service) newBackingKey(ctx context.Context, k store.Key, now time.Time) (store.BackingKey, error) {
 	ekt, provenance, err := s.domain.GenerateAES(ctx)
 	if err != nil {
 		return store.BackingKey{}, fmt.Errorf("generating a backing key: %w", err)
@@ -139,7 +148,7 @@ func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.Backing
 		EKT:        ekt,
 		MaterialID: materialID(k.ID, check),
 		Provenance: made,
-		Created:    k.Created,
+		Created:    now,
 	}, nil
 }
 
@@ -162,7 +171,7 @@ func unstorable(err error) error {
 
 // metadata is AWS's KeyMetadata of a key.
 func (k *key) metadata() *types.KeyMetadata {
-	return &types.KeyMetadata{
+	m := &types.KeyMetadata{
 		AWSAccountId:          aws.String(k.Account),
 		KeyId:                 aws.String(k.ID),
 		Arn:                   aws.String(k.arn),
@@ -178,8 +187,14 @@ func (k *key) metadata() *types.KeyMetadata {
 		KeySpec:               types.KeySpec(k.Spec),
 		EncryptionAlgorithms:  []types.EncryptionAlgorithmSpec{types.EncryptionAlgorithmSpecSymmetricDefault},
 		MultiRegion:           aws.Bool(k.MultiRegion),
-		CurrentKeyMaterialId:  aws.String(k.backing.MaterialID),
 	}
+	if k.backing.MaterialID != "" && k.Spec == string(types.KeySpecSymmetricDefault) {
+		m.CurrentKeyMaterialId = aws.String(k.backing.MaterialID)
+	}
+	if k.Origin == string(types.OriginTypeExternal) && len(k.backing.EKT) > 0 {
+		m.ExpirationModel, m.ValidTo = expirationModel(k.backing), k.backing.Expires
+	}
+	return m
 }
 
 // DescribeKey shows a key's metadata.

@@ -149,6 +149,16 @@ func (p *printer) report(r hsm.Report) {
 		}
 		p.printf("  %-8s %-28s %s\n", state, m.Name, m.Purpose)
 	}
+	if len(r.KeySpecs) > 0 {
+		p.printf("\nKey specs:\n")
+	}
+	for _, s := range r.KeySpecs {
+		state := "works"
+		if !s.Supported {
+			state = "absent"
+		}
+		p.printf("  %-8s %-28s %s\n", state, s.Spec, s.Missing)
+	}
 	if len(r.Findings) > 0 {
 		p.printf("\nFindings:\n")
 	}
