@@ -64,6 +64,7 @@ type Writer struct {
 type entry struct {
 	ctx    context.Context // of a change: not begun once it has ended
 	line   []byte
+	more   [][]byte      // further records of a change
 	change *store.Change // nil for a call that changes nothing
 	result chan result   // holds one
 }
@@ -106,17 +107,18 @@ func Open(ctx context.Context, c Config) (*Writer, error) {
 // sequence as it stood after Record was called. If ctx ends first, r may still
 // be written. It gives r an event id if it has none.
 func (w *Writer) Record(ctx context.Context, r *Record) (changeSeq int64, err error) {
-	return w.write(ctx, r, nil)
+	return w.write(ctx, r, nil, nil)
 }
 
-// Commit writes r and c in one transaction, and returns the change's sequence
-// number. Besides Record's errors it answers those of store.DB's Commit, with
-// nothing written. If ctx ends first, both may still be written.
-func (w *Writer) Commit(ctx context.Context, r *Record, c *store.Change) (changeSeq int64, err error) {
-	return w.write(ctx, r, c)
+// Commit writes r, the further records and c in one transaction, and returns
+// the change's sequence number. Besides Record's errors it answers those of
+// store.DB's Commit, with nothing written. If ctx ends first, all of it may
+// still be written.
+func (w *Writer) Commit(ctx context.Context, r *Record, c *store.Change, further ...*Record) (changeSeq int64, err error) {
+	return w.write(ctx, r, c, further)
 }
 
-func (w *Writer) write(ctx context.Context, r *Record, c *store.Change) (int64, error) {
+func (w *Writer) write(ctx context.Context, r *Record, c *store.Change, further []*Record) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, err
 	}
@@ -124,7 +126,13 @@ func (w *Writer) write(ctx context.Context, r *Record, c *store.Change) (int64, 
 		r.EventID = uuid.NewString()
 	}
 	e := entries.Get().(*entry)
-	e.ctx, e.change, e.line = ctx, c, r.Append(e.line[:0])
+	e.ctx, e.change, e.line, e.more = ctx, c, r.Append(e.line[:0]), nil
+	for _, r := range further {
+		if r.EventID == "" {
+			r.EventID = uuid.NewString()
+		}
+		e.more = append(e.more, r.Append(nil))
+	}
 	if err := w.enqueue(e); err != nil {
 		return 0, err
 	}

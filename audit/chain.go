@@ -39,13 +39,16 @@ type head struct {
 	hash [sha256.Size]byte
 }
 
+// openWait is how long the start waits for the process before to be gone.
+const openWait = 5 * time.Second
+
 func openChain(ctx context.Context, cfg Config) (chain, error) {
 	if cfg.Host == "" {
 		return chain{}, errors.New("opening audit log: no host name")
 	}
 	c := chain{db: cfg.DB, sealer: cfg.Sealer, host: cfg.Host, boot: uuid.New()}
 	var err error
-	if c.lock, err = c.db.LockHost(ctx, c.host); err != nil {
+	if c.lock, err = c.db.LockHost(ctx, c.host, openWait); err != nil {
 		return chain{}, fmt.Errorf("opening audit log: %w", err)
 	}
 	b, err := c.last(ctx)
@@ -112,10 +115,16 @@ func (c *chain) append(ctx context.Context, batch []*entry) (seq int64, err erro
 func (c *chain) build(batch []*entry) (*store.AuditBatch, head) {
 	next := c.head
 	c.lines = c.lines[:0]
-	for _, e := range batch {
-		next.hash = store.ChainHash(next.hash, e.line)
+	add := func(line []byte) {
+		next.hash = store.ChainHash(next.hash, line)
 		next.seq++
-		c.lines = append(append(c.lines, e.line...), '\n')
+		c.lines = append(append(c.lines, line...), '\n')
+	}
+	for _, e := range batch {
+		add(e.line)
+		for _, line := range e.more {
+			add(line)
+		}
 	}
 	return &store.AuditBatch{
 		Host: c.host, BootID: c.boot,
@@ -155,7 +164,7 @@ func (c *chain) resumeOnce(ctx context.Context) error {
 	c.db.Renew()
 	if c.lock.Held(ctx) != nil {
 		c.release()
-		lock, err := c.db.LockHost(ctx, c.host)
+		lock, err := c.db.LockHost(ctx, c.host, 0)
 		if err != nil {
 			return err
 		}

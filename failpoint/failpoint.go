@@ -24,6 +24,9 @@ var Points = []string{
 	"hbk.wrapped",      // EKT made, session object destroyed
 	"createkey.sealed", // rows sealed, nothing written
 
+	// rotation of a key, on demand or automatic
+	"rotation.sealed", // rows sealed, nothing written
+
 	// every change
 	"change.before_commit",
 	"change.after_commit",

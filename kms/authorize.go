@@ -58,7 +58,7 @@ func (s *Service) authorizeKey(ctx context.Context, call *Call, action, keyID st
 	call.again = append(call.again, func(ctx context.Context) error {
 		fresh, err := s.alias(ctx, ref)
 		if err == nil && fresh.KeyID != alias.KeyID {
-			err = fmt.Errorf("%s now names another key", ref.alias)
+			err = fmt.Errorf("%w: %s names another key", errOvertaken, ref.alias)
 		}
 		return err
 	})
@@ -85,6 +85,7 @@ func (s *Service) authorizeRef(ctx context.Context, call *Call, action string, r
 	if err != nil {
 		return nil, err
 	}
+	call.keys = append(call.keys, ref)
 	call.again = append(call.again, func(ctx context.Context) error {
 		_, err := s.decide(ctx, call, action, ref, row)
 		return err
@@ -107,6 +108,7 @@ func (s *Service) decide(ctx context.Context, call *Call, action string, ref key
 	if err != nil {
 		return nil, err
 	}
+	k = s.withExpiry(k)
 	return k, checkState(row, k)
 }
 

@@ -8,6 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
 	"github.com/trent-kms/trent/store"
 )
 
@@ -19,6 +22,11 @@ const (
 	// budgetBlock is how many of them a host reserves at a time. What a crash
 	// leaves of a block counts as spent: 2^16 crashes use a key up.
 	budgetBlock = int64(1) << 16
+
+	// budgetReserve is how many are left when a backing key that can be
+	// replaced is replaced: enough for many more tries, and for the blocks
+	// that hosts have reserved.
+	budgetReserve = int64(1) << 28
 )
 
 // budgets spends from the blocks of encryptions that this host has reserved
@@ -26,6 +34,12 @@ const (
 type budgets struct {
 	db  *store.DB
 	log *slog.Logger
+
+	// block, limit and reserve are budgetBlock, maxMessages and budgetReserve.
+	block, limit, reserve int64
+
+	// renew gives k a new backing key if k.backing still is its current one.
+	renew func(ctx context.Context, k *key) error
 
 	blocks sync.Map // [16]byte HBK id → *block
 }
@@ -40,7 +54,9 @@ type block struct {
 	err     error // of the last reservation
 }
 
-func newBudgets(db *store.DB, log *slog.Logger) *budgets { return &budgets{db: db, log: log} }
+func newBudgets(db *store.DB, log *slog.Logger) *budgets {
+	return &budgets{db: db, log: log, block: budgetBlock, limit: maxMessages, reserve: budgetReserve}
+}
 
 // spend takes one message from the budget of k's backing key. It waits for
 // the database only when the block in use has run out before the next one was
@@ -74,7 +90,7 @@ func (b *budgets) take(blk *block, k *key, waited bool) (wait <-chan struct{}, e
 	}
 	if blk.left > 0 {
 		blk.left--
-		early := blk.left == budgetBlock/2 || blk.left == budgetBlock/8
+		early := blk.left == b.block/2 || blk.left == b.block/8
 		if early && blk.next == 0 && blk.filling == nil {
 			b.fill(blk, k)
 		}
@@ -93,7 +109,10 @@ func (b *budgets) exhausted(k *key, err error) error {
 	if !errors.Is(err, store.ErrBudgetExhausted) {
 		return fmt.Errorf("reserving encryptions of %s: %w", k.arn, err)
 	}
-	b.log.Error("a backing key has sealed all that it may: create a new key", "key", k.arn, "limit", maxMessages)
+	if rotatesItself(k) {
+		return &types.KeyUnavailableException{Message: aws.String(k.arn + " is being given a new backing key. Try again.")}
+	}
+	b.log.Error("a backing key has sealed all that it may: create a new key", "key", k.arn, "limit", b.limit)
 	return invalidState(k.arn, "at its limit of 2^32 encryptions under one backing key (NIST SP 800-38D, 8.3); create a new key")
 }
 
@@ -105,13 +124,36 @@ func (b *budgets) fill(blk *block, k *key) {
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		from, to, err := b.db.ReserveEncryptions(ctx, id, budgetBlock, maxMessages)
-		blk.mu.Lock()
-		defer blk.mu.Unlock()
-		blk.next, blk.err, blk.filling = to-from, err, nil
-		if err != nil {
-			blk.next = 0
+		from, to, err := b.db.ReserveEncryptions(ctx, id, b.block, b.limit)
+		exhausted := errors.Is(err, store.ErrBudgetExhausted)
+		if exhausted { // who waits shall find the new one when it tries again
+			b.replace(ctx, k)
 		}
-		close(done)
+		b.settle(blk, done, to-from, err)
+		if err == nil && to > b.limit-b.reserve {
+			b.replace(ctx, k)
+		}
 	}()
+}
+
+// settle ends a reservation.
+func (b *budgets) settle(blk *block, done chan struct{}, reserved int64, err error) {
+	blk.mu.Lock()
+	defer blk.mu.Unlock()
+	blk.next, blk.err, blk.filling = reserved, err, nil
+	if err != nil {
+		blk.next = 0
+	}
+	close(done)
+}
+
+// replace has k's backing key replaced before its budget is used up. If that
+// fails, the next reservation tries again.
+func (b *budgets) replace(ctx context.Context, k *key) {
+	if !rotatesItself(k) {
+		return
+	}
+	if err := b.renew(ctx, k); err != nil {
+		b.log.Error("replacing a backing key that has sealed nearly all that it may", "key", k.arn, "error", err)
+	}
 }

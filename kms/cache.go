@@ -52,11 +52,13 @@ type cache struct {
 	reloads prometheus.Counter
 }
 
-// key is a verified key row with its current backing key.
+// key is a verified key row with its current backing key, and the set of all
+// that it has.
 type key struct {
 	store.Key
-	arn     string
-	backing store.BackingKey
+	arn         string
+	backing     store.BackingKey
+	backingKeys store.BackingKeySet // read-only
 }
 
 type backingRef struct {
@@ -161,15 +163,19 @@ func (c *cache) drop(change store.Changed) {
 	}
 }
 
-// dropKey forgets a key with its backing key, and has the HSM destroy the
-// unwrapped copy: the key may have been deleted.
+// dropKey forgets a key with its backing keys, and has the HSM destroy their
+// unwrapped copies: the key may have been deleted.
 func (c *cache) dropKey(ref keyRef) {
 	k, held := c.keys.Invalidate(ref)
 	if !held {
 		return
 	}
-	c.backing.Invalidate(backingRef{ref.account, ref.region, k.backing.ID})
 	c.domain.Forget(k.backing.EKT)
+	for id := range k.backingKeys {
+		if b, held := c.backing.Invalidate(backingRef{ref.account, ref.region, id}); held {
+			c.domain.Forget(b.EKT)
+		}
+	}
 }
 
 // insert runs put unless the head has moved since before a row was read: then
@@ -188,20 +194,58 @@ func (c *cache) key(ctx context.Context, s *Service, ref keyRef) (*key, error) {
 		return k, nil
 	}
 	before := c.head.Load()
-	row, err := c.db.Key(ctx, ref.account, ref.region, ref.id)
+	k, err := c.load(ctx, s, ref)
 	if err != nil {
 		return nil, err
 	}
-	backing, err := c.backingKey(ctx, backingRef{ref.account, ref.region, row.CurrentBackingKey})
-	if err != nil {
-		return nil, fmt.Errorf("loading the backing key of %s: %w", ref.id, orphan(err))
-	}
-	if backing.KeyID != row.ID {
-		return nil, fmt.Errorf("backing key %x of key %s belongs to key %s", backing.ID, row.ID, backing.KeyID)
-	}
-	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backing: backing}
 	c.insert(before, func() { c.keys.Set(ref, k) })
 	return k, nil
+}
+
+// load is key past the cache.
+func (c *cache) load(ctx context.Context, s *Service, ref keyRef) (*key, error) {
+	row, set, err := c.db.KeyWithSet(ctx, ref.account, ref.region, ref.id)
+	if err != nil {
+		return nil, err
+	}
+	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backingKeys: set}
+	if len(set) == 0 {
+		return k, nil // no material has been imported yet
+	}
+	if k.backing, err = c.member(ctx, k, row.CurrentBackingKey); err != nil {
+		return nil, err
+	}
+	return k, nil
+}
+
+// errNotMember says that a key has no backing key of an id.
+var errNotMember = errors.New("not a backing key of this key")
+
+// member returns the verified backing key of k that id names, in the version
+// that k's row binds, or errNotMember. For an id that is not k's it does not
+// ask the database.
+func (c *cache) member(ctx context.Context, k *key, id [16]byte) (store.BackingKey, error) {
+	version, found := k.backingKeys[id]
+	if !found {
+		return store.BackingKey{}, errNotMember
+	}
+	ref := backingRef{k.Account, k.Region, id}
+	b, err := c.backingKey(ctx, ref)
+	if err == nil && b.Version < version { // held since before its key's row was dropped
+		c.backing.Invalidate(ref)
+		b, err = c.backingKey(ctx, ref)
+	}
+	if err != nil {
+		return store.BackingKey{}, fmt.Errorf("loading backing key %x of %s: %w", id, k.arn, orphan(err))
+	}
+	if b.KeyID == k.ID && b.Version > version {
+		// Material was deleted or imported after k was loaded.
+		return store.BackingKey{}, fmt.Errorf("backing key %x of %s: %w", id, k.arn, store.ErrConflict)
+	}
+	if b.KeyID != k.ID || b.Version != version {
+		return store.BackingKey{}, fmt.Errorf("backing key %x is version %d of key %s; key %s has version %d of it", id, b.Version, b.KeyID, k.ID, version)
+	}
+	return b, nil
 }
 
 // orphan keeps "our own row is missing" apart from "the caller named nothing".
@@ -212,8 +256,8 @@ func orphan(err error) error {
 	return err
 }
 
-// backingKey returns a verified backing key. Backing keys never change; they
-// go with their key.
+// backingKey returns a verified backing key. Entries go with their key's. Use
+// member, which knows whose it must be, and in which version.
 func (c *cache) backingKey(ctx context.Context, ref backingRef) (store.BackingKey, error) {
 	if b, ok := c.backing.GetIfPresent(ref); ok {
 		return b, nil

@@ -46,6 +46,7 @@ type Call struct {
 	again []func(context.Context) error
 
 	resources []audit.Resource
+	keys      []keyRef // that were authorised
 	response  jsontext.Value
 	extra     jsontext.Value
 
@@ -83,15 +84,15 @@ func (s *Service) identify(ctx context.Context, call *Call) error {
 // decided on have changed meanwhile.
 const attempts = 5
 
-// errOvertaken says that a call's decision no longer holds: its answer is
-// withheld, and the call runs again on fresh rows.
+// errOvertaken says that what a call was decided on has changed, and that it
+// must run again on fresh rows to know its answer.
 var errOvertaken = errors.New("overtaken by a change")
 
 // Do runs an operation and has the call recorded, whatever comes of it; only
 // then may its answer leave. A refusal that was decided on cached rows is
 // decided again on fresh ones if any have changed. A success whose decision
-// no longer holds once it is recorded is withheld, and the call runs again:
-// then it has a second record, with the same requestID.
+// no longer holds once it is recorded is withheld: a second record, with the
+// same requestID, has what the caller is told instead.
 func (s *Service) Do(ctx context.Context, call *Call, run func() ([]byte, error)) ([]byte, error) {
 	for attempt := 1; ; attempt++ {
 		answer, err := guard(call, run)
@@ -139,7 +140,7 @@ func (s *Service) stale(ctx context.Context, call *Call, err error) bool {
 func (s *Service) restart(ctx context.Context, call *Call) error {
 	call.head = s.Head()
 	call.recorded = false
-	call.again, call.resources, call.response, call.extra = nil, nil, nil, nil
+	call.again, call.resources, call.keys, call.response, call.extra = nil, nil, nil, nil, nil
 	return s.identify(ctx, call)
 }
 
@@ -166,15 +167,19 @@ func (s *Service) finish(ctx context.Context, call *Call, err error) error {
 	// The record is due although the client may have gone; the writer bounds
 	// each commit in time.
 	ctx = context.WithoutCancel(ctx)
-	seq, auditErr := s.audit.Record(ctx, s.record(call, err))
+	r := s.record(call, err)
+	seq, auditErr := s.audit.Record(ctx, r)
 	if auditErr != nil {
 		return fmt.Errorf("recording %s: %w", call.Operation, auditErr)
 	}
 	call.recorded = true
-	if err != nil || seq == call.head {
-		return err
+	if err == nil && seq != call.head {
+		err = s.reauthorize(ctx, call, seq)
 	}
-	return s.reauthorize(ctx, call, seq)
+	if err == nil {
+		s.usages.note(call, r)
+	}
+	return err
 }
 
 // reauthorize repeats the decisions of a call that succeeded on rows which may
@@ -187,19 +192,22 @@ func (s *Service) reauthorize(ctx context.Context, call *Call, seq int64) error 
 	for i := 0; err == nil && i < len(call.again); i++ {
 		err = call.again[i](ctx)
 	}
-	if err != nil {
-		return fmt.Errorf("%w: %w", errOvertaken, err)
+	if err == nil || errors.Is(err, errOvertaken) {
+		return err
 	}
-	return nil
+	if _, auditErr := s.audit.Record(ctx, s.record(call, err)); auditErr != nil {
+		return fmt.Errorf("recording that %s was withheld: %w", call.Operation, auditErr)
+	}
+	return err
 }
 
-// commit writes change and the call's audit record in one transaction, if the
-// caller still has the rights it had. ErrConflict means that nothing was
-// written.
-func (s *Service) commit(ctx context.Context, call *Call, change *store.Change) error {
+// commit writes change, the call's audit record and the events that come of it
+// in one transaction, if the caller still has the rights it had. ErrConflict
+// means that nothing was written.
+func (s *Service) commit(ctx context.Context, call *Call, change *store.Change, events ...*audit.Record) error {
 	ctx = context.WithoutCancel(ctx) // as in finish
 	change.RequireRights(call.head)
-	seq, err := s.audit.Commit(ctx, s.record(call, nil), change)
+	seq, err := s.audit.Commit(ctx, s.record(call, nil), change, events...)
 	if err != nil {
 		return fromCommit(err)
 	}

@@ -59,6 +59,9 @@ func (s *Service) CancelKeyDeletion(ctx context.Context, call *Call, in *awskms.
 			return notFound("Key '%s' does not exist", s.keyARN(k.Account, k.Region, k.ID))
 		}
 		k.State = string(types.KeyStateDisabled)
+		if k.MaterialMissing {
+			k.State = string(types.KeyStatePendingImport)
+		}
 		k.DeletionDate, k.PendingWindowInDays = nil, 0
 		return nil
 	})
@@ -108,21 +111,26 @@ func (s *Service) deleteKey(ctx context.Context, ref store.KeyRef) error {
 	if err := change.DeleteKey(ctx, k); err != nil {
 		return fmt.Errorf("sealing: %w", err)
 	}
-	_, err = s.audit.Commit(ctx, &audit.Record{
-		UserIdentity:        audit.UserIdentity{AccountID: k.Account, InvokedBy: "AWS Internal"},
-		EventTime:           s.now().UTC(),
-		EventName:           "DeleteKey",
-		EventType:           "AwsServiceEvent",
-		AWSRegion:           k.Region,
-		SourceIPAddress:     "AWS Internal",
-		UserAgent:           "AWS Internal",
-		ServiceEventDetails: stringMember("keyId", k.ID),
-		Resources:           []audit.Resource{{AccountID: k.Account, ARN: arn}},
-		RecipientAccountID:  k.Account,
-	}, change)
-	if err != nil {
+	event := s.serviceEvent("DeleteKey", k.Account, k.Region, arn, stringMember("keyId", k.ID), s.now().UTC())
+	if _, err = s.audit.Commit(ctx, event, change); err != nil {
 		return err
 	}
 	s.log.Info("deleted key", "key", arn, "due", k.DeletionDate)
 	return nil
+}
+
+// serviceEvent is the record of what is done to a key without a caller.
+func (s *Service) serviceEvent(name, account, region, arn string, details []byte, now time.Time) *audit.Record {
+	return &audit.Record{
+		UserIdentity:        audit.UserIdentity{AccountID: account, InvokedBy: "AWS Internal"},
+		EventTime:           now,
+		EventName:           name,
+		EventType:           "AwsServiceEvent",
+		AWSRegion:           region,
+		SourceIPAddress:     "AWS Internal",
+		UserAgent:           "AWS Internal",
+		ServiceEventDetails: details,
+		Resources:           []audit.Resource{{AccountID: account, ARN: arn}},
+		RecipientAccountID:  account,
+	}
 }

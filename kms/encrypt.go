@@ -14,7 +14,6 @@ import (
 	"github.com/trent-kms/trent/awsjson"
 	"github.com/trent-kms/trent/envelope"
 	"github.com/trent-kms/trent/hsm"
-	"github.com/trent-kms/trent/store"
 )
 
 const (
@@ -333,15 +332,12 @@ func (s *Service) openSource(ctx context.Context, k *key, from *source) (plainte
 func (s *Service) open(ctx context.Context, k *key, b blob, encryptionContext map[string]string) (plaintext []byte, materialID string, err error) {
 	backing := k.backing
 	if b.BackingKey != backing.ID {
-		backing, err = s.cache.backingKey(ctx, backingRef{k.Account, k.Region, b.BackingKey})
-		if errors.Is(err, store.ErrNotFound) {
+		backing, err = s.cache.member(ctx, k, b.BackingKey)
+		if errors.Is(err, errNotMember) {
 			return nil, "", invalidCiphertext()
 		}
 		if err != nil {
 			return nil, "", err
-		}
-		if backing.KeyID != k.ID {
-			return nil, "", invalidCiphertext()
 		}
 	}
 	plaintext, err = s.domain.Decrypt(ctx, backing.EKT, b.IV, envelope.AAD(b.header, encryptionContext), b.sealed)

@@ -2,8 +2,10 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/riverqueue/river"
@@ -19,8 +21,9 @@ const (
 	keptChanges = 100_000
 )
 
-// sweepArgs is the job that deletes keys whose waiting period is over and
-// prunes the change log. The row in the queue is a hint only: it carries
+// sweepArgs is the job that deletes keys whose waiting period is over, rotates
+// keys whose rotation is due, deletes imported material that has expired, and prunes
+// the change log. The row in the queue is a hint only: it carries
 // nothing, and running the job at any time, twice or never changes nothing
 // that the sealed rows do not say.
 type sweepArgs struct{}
@@ -35,7 +38,7 @@ type sweeper struct {
 // Work may run on two hosts at once when a sweep is slow: whose change comes
 // second finds the row gone or changed.
 func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
-	if err := w.service.deleteDue(ctx); err != nil {
+	if err := errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx), w.service.expireDue(ctx)); err != nil {
 		w.service.log.Error("sweeping", "error", err)
 		return err
 	}
@@ -46,7 +49,8 @@ func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
 }
 
 // Run does the background work until ctx ends: it follows the change
-// sequence, and sweeps. River elects the one host of all that share the
+// sequence, writes last uses of keys, and sweeps. No call may be under way
+// when ctx ends. River elects the one host of all that share the
 // database on which the sweep is started.
 func (s *Service) Run(ctx context.Context) error {
 	workers := river.NewWorkers()
@@ -70,12 +74,26 @@ func (s *Service) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("making the job client: %w", err)
 	}
-	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
-		return fmt.Errorf("starting background jobs: %w", err)
+	for {
+		err := client.Start(context.WithoutCancel(ctx))
+		if err == nil {
+			break
+		}
+		s.log.Warn("starting background jobs; trying again", "error", err)
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil
+		}
 	}
+	var noting sync.WaitGroup
+	noting.Go(func() {
+		s.usages.run(ctx, usageInterval, func(err error) { s.log.Warn("noting last uses of keys", "error", err) })
+	})
 	s.cache.follow(ctx, followInterval, func(err error) {
 		s.log.Warn("following the change sequence", "error", err)
 	})
+	noting.Wait()
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
 	if err := client.Stop(stop); err != nil {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -43,17 +44,21 @@ func (s *Service) createKey(ctx context.Context, call *Call, in *awskms.CreateKe
 	if err != nil {
 		return nil, err
 	}
-	backing, err := s.newBackingKey(ctx, row)
-	if err != nil {
-		return nil, err
+	var backing store.BackingKey
+	if row.Origin != string(types.OriginTypeExternal) {
+		if backing, err = s.newBackingKey(ctx, row, row.Created); err != nil {
+			return nil, err
+		}
 	}
 	row.CurrentBackingKey = backing.ID
 	change := s.db.NewChange()
 	if err := change.InsertKey(ctx, row); err != nil {
 		return nil, unstorable(err)
 	}
-	if err := change.InsertBackingKey(ctx, backing); err != nil {
-		return nil, fmt.Errorf("sealing a backing key: %w", err)
+	if len(backing.EKT) > 0 {
+		if err := change.InsertBackingKey(ctx, backing); err != nil {
+			return nil, fmt.Errorf("sealing a backing key: %w", err)
+		}
 	}
 	failpoint.Hit("createkey.sealed")
 	k := &key{Key: row, arn: s.keyARN(row.Account, row.Region, row.ID), backing: backing}
@@ -80,7 +85,7 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 	if err := s.domain.Supports(string(spec), hsmUses[string(usage)]); err != nil {
 		return store.Key{}, fromDevice(err)
 	}
-	return store.Key{
+	k := store.Key{
 		Account:     call.Principal.Account,
 		Region:      call.Region,
 		ID:          uuid.NewString(),
@@ -92,7 +97,11 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 		Policy:      policy,
 		Tags:        tags,
 		Created:     s.now().UTC(),
-	}, nil
+	}
+	if in.Origin == types.OriginTypeExternal {
+		k.Origin, k.State, k.MaterialMissing = string(in.Origin), string(types.KeyStatePendingImport), true
+	}
+	return k, nil
 }
 
 // checkCreateKey refuses what AWS refuses, and what is not built yet. It
@@ -117,7 +126,7 @@ func checkCreateKey(in *awskms.CreateKeyInput) (types.KeySpec, types.KeyUsageTyp
 		return "", "", unsupported("Multi-Region keys are not available yet.")
 	case in.CustomKeyStoreId != nil || in.XksKeyId != nil:
 		return "", "", unsupported("Custom key stores are not available yet.")
-	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms:
+	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms && in.Origin != types.OriginTypeExternal:
 		return "", "", unsupported("Origin %s is not available yet.", in.Origin)
 	case usage == "":
 		return "", "", validation("You must specify a KeyUsage value for all KMS keys except for symmetric encryption keys.")
@@ -130,7 +139,7 @@ func checkCreateKey(in *awskms.CreateKeyInput) (types.KeySpec, types.KeyUsageTyp
 }
 
 // newBackingKey has the HSM make a backing key for a key.
-func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.BackingKey, error) {
+func (s *Service) newBackingKey(ctx context.Context, k store.Key, now time.Time) (store.BackingKey, error) {
 	made, err := s.domain.Generate(ctx, k.Spec, hsmUses[k.Usage])
 	if err != nil {
 		return store.BackingKey{}, fmt.Errorf("generating a backing key: %w", fromDevice(err))
@@ -148,7 +157,7 @@ func (s *Service) newBackingKey(ctx context.Context, k store.Key) (store.Backing
 		MaterialID: materialID(k.ID, checkValue(made)),
 		Provenance: provenance,
 		PublicKey:  made.PublicKey,
-		Created:    k.Created,
+		Created:    now,
 	}, nil
 }
 
@@ -202,8 +211,11 @@ func (k *key) metadata() *types.KeyMetadata {
 		EncapsulationAlgorithms: algorithms.encapsulation,
 		MultiRegion:             aws.Bool(k.MultiRegion),
 	}
-	if k.symmetric() {
+	if k.backing.MaterialID != "" && k.symmetric() {
 		m.CurrentKeyMaterialId = aws.String(k.backing.MaterialID)
+	}
+	if k.Origin == string(types.OriginTypeExternal) && len(k.backing.EKT) > 0 {
+		m.ExpirationModel, m.ValidTo = expirationModel(k.backing), k.backing.Expires
 	}
 	return m
 }

@@ -41,8 +41,8 @@ type Config struct {
 	// Nil means time.Now.
 	Now func() time.Time
 
-	// SweepInterval is how often due deletions are looked for. Zero means
-	// 10 s.
+	// SweepInterval is how often due deletions and rotations are looked for.
+	// Zero means 10 s.
 	SweepInterval time.Duration
 
 	// Logger receives what operators must see. Nil means slog.Default.
@@ -62,6 +62,7 @@ type Service struct {
 	now     func() time.Time
 	cache   *cache
 	budgets *budgets
+	usages  *usages
 }
 
 // New returns a Service. It starts nothing; see Run.
@@ -85,7 +86,7 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making caches: %w", err)
 	}
-	return &Service{
+	s := &Service{
 		cfg:     cfg,
 		domain:  cfg.Domain,
 		db:      cfg.DB,
@@ -94,7 +95,10 @@ func New(cfg Config) (*Service, error) {
 		now:     cfg.Now,
 		cache:   cache,
 		budgets: newBudgets(cfg.DB, cfg.Logger),
-	}, nil
+		usages:  newUsages(cfg.DB),
+	}
+	s.budgets.renew = s.renew
+	return s, nil
 }
 
 // Ready reports whether the service can do its work: one operation in the HSM

@@ -17,51 +17,62 @@ const statusActive = "Active"
 type verdict int
 
 const (
-	ok verdict = iota
+	unlisted verdict = iota // a row that is too short must not allow anything
+	ok
 	disabled
 	pendingDeletion
 	notPendingDeletion
+	pendingImport
 )
 
 // keyStates are the states that keys of this release can be in, in the order
 // of the columns of stateTable.
-var keyStates = [...]types.KeyState{types.KeyStateEnabled, types.KeyStateDisabled, types.KeyStatePendingDeletion}
+var keyStates = [...]types.KeyState{types.KeyStateEnabled, types.KeyStateDisabled, types.KeyStatePendingDeletion, types.KeyStatePendingImport}
 
 // stateTable is "Key states of AWS KMS keys" of the KMS developer guide for
-// what is built: the verdict per operation on an Enabled, Disabled and
-// PendingDeletion key. An operation that is not listed may not touch a key.
+// what is built: the verdict per operation on an Enabled, Disabled,
+// PendingDeletion and PendingImport key. An operation that is not listed may not touch a key.
 var stateTable = map[string][len(keyStates)]verdict{
-	"Encrypt":                             {ok, disabled, pendingDeletion},
-	"Decrypt":                             {ok, disabled, pendingDeletion},
-	"ReEncrypt":                           {ok, disabled, pendingDeletion},
-	"GenerateDataKey":                     {ok, disabled, pendingDeletion},
-	"GenerateDataKeyWithoutPlaintext":     {ok, disabled, pendingDeletion},
-	"GenerateDataKeyPair":                 {ok, disabled, pendingDeletion},
-	"GenerateDataKeyPairWithoutPlaintext": {ok, disabled, pendingDeletion},
-	"Sign":                                {ok, disabled, pendingDeletion},
-	"Verify":                              {ok, disabled, pendingDeletion},
-	"GetPublicKey":                        {ok, disabled, pendingDeletion},
-	"GenerateMac":                         {ok, disabled, pendingDeletion},
-	"VerifyMac":                           {ok, disabled, pendingDeletion},
-	"DeriveSharedSecret":                  {ok, disabled, pendingDeletion},
-	"Encapsulate":                         {ok, disabled, pendingDeletion},
-	"Decapsulate":                         {ok, disabled, pendingDeletion},
-	"DescribeKey":                         {ok, ok, ok},
-	"GetKeyPolicy":                        {ok, ok, ok},
-	"PutKeyPolicy":                        {ok, ok, ok},
-	"ListKeyPolicies":                     {ok, ok, ok},
-	"ListResourceTags":                    {ok, ok, ok},
-	"ListAliases":                         {ok, ok, ok},
-	"DeleteAlias":                         {ok, ok, ok},
-	"CreateAlias":                         {ok, ok, pendingDeletion},
-	"TagResource":                         {ok, ok, pendingDeletion},
-	"UntagResource":                       {ok, ok, pendingDeletion},
-	"UpdateKeyDescription":                {ok, ok, pendingDeletion},
-	"UpdateAlias":                         {ok, ok, pendingDeletion},
-	"EnableKey":                           {ok, ok, pendingDeletion},
-	"DisableKey":                          {ok, ok, pendingDeletion},
-	"ScheduleKeyDeletion":                 {ok, ok, pendingDeletion},
-	"CancelKeyDeletion":                   {notPendingDeletion, notPendingDeletion, ok},
+	"Encrypt":                             {ok, disabled, pendingDeletion, pendingImport},
+	"Decrypt":                             {ok, disabled, pendingDeletion, pendingImport},
+	"ReEncrypt":                           {ok, disabled, pendingDeletion, pendingImport},
+	"GenerateDataKey":                     {ok, disabled, pendingDeletion, pendingImport},
+	"GenerateDataKeyWithoutPlaintext":     {ok, disabled, pendingDeletion, pendingImport},
+	"GenerateDataKeyPair":                 {ok, disabled, pendingDeletion, pendingImport},
+	"GenerateDataKeyPairWithoutPlaintext": {ok, disabled, pendingDeletion, pendingImport},
+	"Sign":                                {ok, disabled, pendingDeletion, pendingImport},
+	"Verify":                              {ok, disabled, pendingDeletion, pendingImport},
+	"GetPublicKey":                        {ok, disabled, pendingDeletion, pendingImport},
+	"GenerateMac":                         {ok, disabled, pendingDeletion, pendingImport},
+	"VerifyMac":                           {ok, disabled, pendingDeletion, pendingImport},
+	"DeriveSharedSecret":                  {ok, disabled, pendingDeletion, pendingImport},
+	"Encapsulate":                         {ok, disabled, pendingDeletion, pendingImport},
+	"Decapsulate":                         {ok, disabled, pendingDeletion, pendingImport},
+	"DescribeKey":                         {ok, ok, ok, ok},
+	"GetKeyPolicy":                        {ok, ok, ok, ok},
+	"PutKeyPolicy":                        {ok, ok, ok, ok},
+	"ListKeyPolicies":                     {ok, ok, ok, ok},
+	"ListResourceTags":                    {ok, ok, ok, ok},
+	"ListAliases":                         {ok, ok, ok, ok},
+	"ListKeyRotations":                    {ok, ok, ok, ok},
+	"GetKeyRotationStatus":                {ok, ok, ok, ok},
+	"GetKeyLastUsage":                     {ok, ok, ok, ok},
+	"DeleteAlias":                         {ok, ok, ok, ok},
+	"CreateAlias":                         {ok, ok, pendingDeletion, ok},
+	"TagResource":                         {ok, ok, pendingDeletion, ok},
+	"UntagResource":                       {ok, ok, pendingDeletion, ok},
+	"UpdateKeyDescription":                {ok, ok, pendingDeletion, ok},
+	"UpdateAlias":                         {ok, ok, pendingDeletion, ok},
+	"EnableKey":                           {ok, ok, pendingDeletion, pendingImport},
+	"DisableKey":                          {ok, ok, pendingDeletion, pendingImport},
+	"EnableKeyRotation":                   {ok, disabled, pendingDeletion, ok},
+	"DisableKeyRotation":                  {ok, disabled, pendingDeletion, ok},
+	"RotateKeyOnDemand":                   {ok, disabled, pendingDeletion, pendingImport},
+	"ScheduleKeyDeletion":                 {ok, ok, pendingDeletion, ok},
+	"GetParametersForImport":              {ok, ok, pendingDeletion, ok},
+	"ImportKeyMaterial":                   {ok, ok, pendingDeletion, ok},
+	"DeleteImportedKeyMaterial":           {ok, ok, ok, ok},
+	"CancelKeyDeletion":                   {notPendingDeletion, notPendingDeletion, ok, notPendingDeletion},
 }
 
 // checkState says whether the key's state lets operation go on.
@@ -81,6 +92,10 @@ func checkState(operation string, k *key) error {
 			return invalidState(k.arn, "pending deletion")
 		case notPendingDeletion:
 			return invalidState(k.arn, "not pending deletion")
+		case pendingImport:
+			return invalidState(k.arn, "pending import")
+		case unlisted:
+			return fmt.Errorf("operation %s in state %s is missing from the table of key states", operation, state)
 		}
 		return nil
 	}
@@ -106,7 +121,7 @@ func (s *Service) updateKey(ctx context.Context, call *Call, keyID string, edit 
 		if call.response == nil {
 			call.answeredKey(k.arn)
 		}
-		updated = &key{Key: row, arn: k.arn, backing: k.backing}
+		updated = &key{Key: row, arn: k.arn, backing: k.backing, backingKeys: k.backingKeys}
 		return s.commit(ctx, call, change)
 	})
 	return updated, err

@@ -17,77 +17,102 @@ type subject struct {
 }
 
 // keyStateTable is the documented table of key states and operations for what
-// is built: the error in the states enabled, disabled, pending deletion.
+// is built: the error in the states enabled, disabled, pending deletion, and
+// on a new key that awaits its import.
 var keyStateTable = []struct {
-	operation                  string
-	enabled, disabled, pending string
-	do                         func(context.Context, subject) error
+	operation                            string
+	enabled, disabled, pending, awaiting string
+	do                                   func(context.Context, subject) error
 }{
-	{"Encrypt", "", disabled, invalid, func(ctx context.Context, s subject) error {
+	{"Encrypt", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.Encrypt(ctx, &kms.EncryptInput{KeyId: &s.id, Plaintext: []byte("x")})
 		return err
 	}},
-	{"Decrypt", "", disabled, invalid, func(ctx context.Context, s subject) error {
+	{"Decrypt", "", disabled, invalid, noBlob, func(ctx context.Context, s subject) error {
 		_, err := s.c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: s.blob})
 		return err
 	}},
-	{"ReEncrypt from", "", disabled, invalid, func(ctx context.Context, s subject) error {
+	{"ReEncrypt from", "", disabled, invalid, noBlob, func(ctx context.Context, s subject) error {
 		_, err := s.c.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: s.blob, DestinationKeyId: &s.spare})
 		return err
 	}},
-	{"ReEncrypt to", "", disabled, invalid, func(ctx context.Context, s subject) error {
+	{"ReEncrypt to", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
 		out, err := s.c.Encrypt(ctx, &kms.EncryptInput{KeyId: &s.spare, Plaintext: []byte("x")})
 		if err == nil {
 			_, err = s.c.ReEncrypt(ctx, &kms.ReEncryptInput{CiphertextBlob: out.CiphertextBlob, DestinationKeyId: &s.id})
 		}
 		return err
 	}},
-	{"GenerateDataKey", "", disabled, invalid, func(ctx context.Context, s subject) error {
+	{"GenerateDataKey", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: &s.alias, KeySpec: "AES_256"})
 		return err
 	}},
-	{"GenerateDataKeyWithoutPlaintext", "", disabled, invalid, func(ctx context.Context, s subject) error {
+	{"GenerateDataKeyWithoutPlaintext", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.GenerateDataKeyWithoutPlaintext(ctx,
 			&kms.GenerateDataKeyWithoutPlaintextInput{KeyId: &s.id, KeySpec: "AES_256"})
 		return err
 	}},
-	{"DescribeKey", "", "", "", func(ctx context.Context, s subject) error {
+	{"DescribeKey", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.DescribeKey(ctx, &kms.DescribeKeyInput{KeyId: &s.id})
 		return err
 	}},
-	{"GetKeyPolicy", "", "", "", func(ctx context.Context, s subject) error {
+	{"GetKeyPolicy", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.GetKeyPolicy(ctx, &kms.GetKeyPolicyInput{KeyId: &s.id})
 		return err
 	}},
-	{"PutKeyPolicy", "", "", "", func(ctx context.Context, s subject) error {
+	{"PutKeyPolicy", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.PutKeyPolicy(ctx, &kms.PutKeyPolicyInput{KeyId: &s.id, Policy: aws.String(defaultPolicy)})
 		return err
 	}},
-	{"ListKeyPolicies", "", "", "", func(ctx context.Context, s subject) error {
+	{"ListKeyPolicies", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.ListKeyPolicies(ctx, &kms.ListKeyPoliciesInput{KeyId: &s.id})
 		return err
 	}},
-	{"ListResourceTags", "", "", "", func(ctx context.Context, s subject) error {
+	{"ListResourceTags", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.ListResourceTags(ctx, &kms.ListResourceTagsInput{KeyId: &s.id})
 		return err
 	}},
-	{"ListAliases", "", "", "", func(ctx context.Context, s subject) error {
+	{"ListAliases", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.ListAliases(ctx, &kms.ListAliasesInput{KeyId: &s.id})
 		return err
 	}},
-	{"DeleteAlias", "", "", "", func(ctx context.Context, s subject) error {
+	{"DeleteAlias", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.DeleteAlias(ctx, &kms.DeleteAliasInput{AliasName: &s.alias})
 		return err
 	}},
-	{"CreateAlias", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"EnableKeyRotation", "", disabled, invalid, unsupported, func(ctx context.Context, s subject) error {
+		_, err := s.c.EnableKeyRotation(ctx, &kms.EnableKeyRotationInput{KeyId: &s.id})
+		return err
+	}},
+	{"DisableKeyRotation", "", disabled, invalid, unsupported, func(ctx context.Context, s subject) error {
+		_, err := s.c.DisableKeyRotation(ctx, &kms.DisableKeyRotationInput{KeyId: &s.id})
+		return err
+	}},
+	{"RotateKeyOnDemand", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: &s.id})
+		return err
+	}},
+	{"GetKeyRotationStatus", "", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: &s.id})
+		return err
+	}},
+	{"ListKeyRotations", "", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListKeyRotations(ctx, &kms.ListKeyRotationsInput{KeyId: &s.id})
+		return err
+	}},
+	{"GetKeyLastUsage", "", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.GetKeyLastUsage(ctx, &kms.GetKeyLastUsageInput{KeyId: &s.id})
+		return err
+	}},
+	{"CreateAlias", "", "", invalid, "", func(ctx context.Context, s subject) error {
 		_, err := s.c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: aws.String(s.alias + "-2"), TargetKeyId: &s.id})
 		return err
 	}},
-	{"UpdateAlias away", "", "", "", func(ctx context.Context, s subject) error {
+	{"UpdateAlias away", "", "", "", "", func(ctx context.Context, s subject) error {
 		_, err := s.c.UpdateAlias(ctx, &kms.UpdateAliasInput{AliasName: &s.alias, TargetKeyId: &s.spare})
 		return err
 	}},
-	{"UpdateAlias towards", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"UpdateAlias towards", "", "", invalid, "", func(ctx context.Context, s subject) error {
 		name := s.alias + "-3"
 		_, err := s.c.CreateAlias(ctx, &kms.CreateAliasInput{AliasName: &name, TargetKeyId: &s.spare})
 		if err == nil {
@@ -95,31 +120,45 @@ var keyStateTable = []struct {
 		}
 		return err
 	}},
-	{"TagResource", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"TagResource", "", "", invalid, "", func(ctx context.Context, s subject) error {
 		_, err := s.c.TagResource(ctx, &kms.TagResourceInput{KeyId: &s.id, Tags: []types.Tag{tag("k", "v")}})
 		return err
 	}},
-	{"UntagResource", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"UntagResource", "", "", invalid, "", func(ctx context.Context, s subject) error {
 		_, err := s.c.UntagResource(ctx, &kms.UntagResourceInput{KeyId: &s.id, TagKeys: []string{"k"}})
 		return err
 	}},
-	{"UpdateKeyDescription", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"UpdateKeyDescription", "", "", invalid, "", func(ctx context.Context, s subject) error {
 		_, err := s.c.UpdateKeyDescription(ctx, &kms.UpdateKeyDescriptionInput{KeyId: &s.id, Description: aws.String("d")})
 		return err
 	}},
-	{"EnableKey", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"EnableKey", "", "", invalid, invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.EnableKey(ctx, &kms.EnableKeyInput{KeyId: &s.id})
 		return err
 	}},
-	{"DisableKey", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"DisableKey", "", "", invalid, invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &s.id})
 		return err
 	}},
-	{"ScheduleKeyDeletion", "", "", invalid, func(ctx context.Context, s subject) error {
+	{"ScheduleKeyDeletion", "", "", invalid, "", func(ctx context.Context, s subject) error {
 		_, err := s.c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &s.id})
 		return err
 	}},
-	{"CancelKeyDeletion", invalid, invalid, "", func(ctx context.Context, s subject) error {
+	{"GetParametersForImport", unsupported, unsupported, invalid, "", func(ctx context.Context, s subject) error {
+		_, err := s.c.GetParametersForImport(ctx, &kms.GetParametersForImportInput{
+			KeyId: &s.id, WrappingAlgorithm: types.AlgorithmSpecRsaesOaepSha1, WrappingKeySpec: types.WrappingKeySpecRsa2048,
+		})
+		return err
+	}},
+	{"ImportKeyMaterial", unsupported, unsupported, invalid, "InvalidImportTokenException", func(ctx context.Context, s subject) error {
+		_, err := s.c.ImportKeyMaterial(ctx, &kms.ImportKeyMaterialInput{KeyId: &s.id, ImportToken: []byte("x"), EncryptedKeyMaterial: []byte("x")})
+		return err
+	}},
+	{"DeleteImportedKeyMaterial", unsupported, unsupported, unsupported, "", func(ctx context.Context, s subject) error {
+		_, err := s.c.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: &s.id})
+		return err
+	}},
+	{"CancelKeyDeletion", invalid, invalid, "", invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &s.id})
 		return err
 	}},
@@ -128,6 +167,9 @@ var keyStateTable = []struct {
 const (
 	disabled = "DisabledException"
 	invalid  = "KMSInvalidStateException"
+
+	unsupported = "UnsupportedOperationException" // by the key's origin
+	noBlob      = "no ciphertext can exist"
 )
 
 // newSubject makes a key and brings it into a state.
@@ -135,8 +177,13 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	t.Helper()
 	ctx := context.Background()
 	key := createKey(t, c)
+	if state == "PendingImport" {
+		key = externalKey(t, c)
+	}
 	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare}
-	s.blob = encrypt(t, c, s.id, "x", nil)
+	if state != "PendingImport" {
+		s.blob = encrypt(t, c, s.id, "x", nil)
+	}
 	if err := createAlias(c, s.alias, s.id); err != nil {
 		t.Fatal(err)
 	}
@@ -154,8 +201,11 @@ func TestKeyStates(t *testing.T) {
 	spare := *createKey(t, c).KeyId
 	for _, row := range keyStateTable {
 		for state, want := range map[string]string{
-			"Enabled": row.enabled, "Disabled": row.disabled, "PendingDeletion": row.pending,
+			"Enabled": row.enabled, "Disabled": row.disabled, "PendingDeletion": row.pending, "PendingImport": row.awaiting,
 		} {
+			if want == noBlob {
+				continue
+			}
 			t.Run(row.operation+"/"+state, func(t *testing.T) {
 				if got := errorCode(row.do(context.Background(), newSubject(t, c, state, spare))); got != want {
 					t.Errorf("error %q, want %q", got, want)

@@ -17,6 +17,15 @@ type BackingKey struct {
 	Provenance             []byte // JSON
 	PublicKey              []byte // nil for a symmetric key
 	Created                time.Time
+
+	Number       int32      // 0 for a key's first, then counting up
+	RotationType string     // AWS's RotationType, "" for a key's first
+	Rotated      *time.Time // when it became the current one; nil for a key's first
+
+	// Of imported material; its EKT is nil while it is deleted or has expired.
+	Pending     bool       // not the current one yet
+	Expires     *time.Time // nil: never
+	Description string
 }
 
 func (k *BackingKey) table() string    { return "backing_keys" }
@@ -26,7 +35,13 @@ func (k *BackingKey) columns() []column {
 		{"account", &k.Account}, {"region", &k.Region}, {"key_id", &k.KeyID}, {"id", &k.ID},
 		{"version", &k.Version}, {"ekt", &k.EKT}, {"material_id", &k.MaterialID},
 		{"provenance", &k.Provenance}, {"public_key", &k.PublicKey}, {"created", &k.Created},
+		{"number", &k.Number}, {"rotation_type", &k.RotationType}, {"rotated", &k.Rotated},
+		{"pending", &k.Pending}, {"expires", &k.Expires}, {"description", &k.Description},
 	}
+}
+
+func (k *BackingKey) later() []string {
+	return []string{"number", "rotation_type", "rotated", "pending", "expires", "description"}
 }
 
 var backingKeySQL = statementsFor(&BackingKey{}, "id")

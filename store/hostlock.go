@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -16,16 +17,25 @@ type HostLock struct{ conn *pgx.Conn }
 // hostLockClass is the first half of the advisory lock's key.
 const hostLockClass = 0x7472656e // "tren"
 
-// LockHost takes the lock, or answers ErrHostTaken at once.
-func (db *DB) LockHost(ctx context.Context, host string) (*HostLock, error) {
+// hostLockPoll is how often a lock that is held is tried again.
+const hostLockPoll = 100 * time.Millisecond
+
+// LockHost takes the lock, or answers ErrHostTaken after wait: Postgres may
+// notice only after a moment that the process that held it was killed.
+func (db *DB) LockHost(ctx context.Context, host string, wait time.Duration) (*HostLock, error) {
 	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to Postgres: %w", fault(err))
 	}
 	var taken bool
-	err = conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1, hashtext($2))", hostLockClass, host).Scan(&taken)
-	if err == nil && taken {
-		return &HostLock{conn}, nil
+	for deadline := time.Now().Add(wait); ; time.Sleep(hostLockPoll) {
+		err = conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1, hashtext($2))", hostLockClass, host).Scan(&taken)
+		if err == nil && taken {
+			return &HostLock{conn}, nil
+		}
+		if err != nil || time.Now().After(deadline) {
+			break
+		}
 	}
 	_ = conn.Close(ctx)
 	if err != nil {

@@ -28,6 +28,14 @@ type Key struct {
 	DeletionDate        *time.Time // nil unless deletion is scheduled
 	PendingWindowInDays int32
 	CurrentBackingKey   [16]byte // id of the BackingKey that encrypts
+
+	RotationPeriodInDays int32      // 0: no automatic rotation
+	NextRotation         *time.Time // nil without automatic rotation
+	OnDemandRotations    int32      // made so far
+	BackingKeySet        []byte     // see BackingKeySet.digest
+
+	MaterialMissing bool       // imported material that the key needs is not there
+	MaterialExpires *time.Time // when the first of what is there expires
 }
 
 // KeyRef names a key.
@@ -42,7 +50,15 @@ func (k *Key) columns() []column {
 		{"description", &k.Description}, {"policy", &k.Policy}, {"tags", &k.Tags},
 		{"multi_region", &k.MultiRegion}, {"created", &k.Created}, {"deletion_date", &k.DeletionDate},
 		{"pending_window_in_days", &k.PendingWindowInDays}, {"current_backing_key", &k.CurrentBackingKey},
+		{"rotation_period_days", &k.RotationPeriodInDays}, {"next_rotation", &k.NextRotation},
+		{"on_demand_rotations", &k.OnDemandRotations}, {"backing_key_set", &k.BackingKeySet},
+		{"material_missing", &k.MaterialMissing}, {"material_expires", &k.MaterialExpires},
 	}
+}
+
+func (k *Key) later() []string {
+	return []string{"rotation_period_days", "next_rotation", "on_demand_rotations", "backing_key_set",
+		"material_missing", "material_expires"}
 }
 
 var keySQL = statementsFor(&Key{}, "account", "region", "id")
@@ -112,6 +128,7 @@ func (c *Change) DeleteKey(_ context.Context, k Key) error {
 		DELETE FROM encryption_budgets b USING backing_keys h
 		WHERE h.id = b.backing_key AND h.account = $1 AND h.region = $2 AND h.key_id = $3`, key...)
 	c.queue(anyRows, "DELETE FROM backing_keys WHERE account = $1 AND region = $2 AND key_id = $3", key...)
+	c.queue(anyRows, "DELETE FROM key_last_usage WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(aliasesGone(k.Account, k.Region),
 		"DELETE FROM aliases WHERE account = $1 AND region = $2 AND key_id = $3 RETURNING name", key...)
 	c.queue(oneRow, "UPDATE account_regions SET key_count = key_count - 1 WHERE account = $1 AND region = $2",

@@ -43,7 +43,7 @@ const encodingVersion = 1
 //
 // all big-endian. Account, region, identity and row version are fields. Every
 // element has its length in front and every list its count, so no two rows
-// have the same message.
+// have the same message. Which columns are fields: see sealed.
 type message struct{ b []byte }
 
 func (m *message) bytes(p []byte) {
@@ -123,7 +123,7 @@ func storable(s string) bool { return utf8.ValidString(s) && !strings.ContainsRu
 
 // digest is what the HSM makes the MAC over.
 func digest(deployment [16]byte, generation uint32, r row) ([]byte, error) {
-	columns := r.columns()
+	columns := sealed(r)
 	var m message
 	m.text(r.table())
 	m.int(encodingVersion)

@@ -84,7 +84,8 @@ func sampleKey(name string) (Key, BackingKey) {
 	hbk := BackingKey{
 		Account: "111122223333", Region: "eu-central-1", KeyID: name, ID: id(),
 		EKT: []byte("wrapped"), MaterialID: "ab12", Provenance: []byte(`{"local":true}`),
-		PublicKey: []byte("public"), Created: now,
+		PublicKey: []byte("public"), Created: now, RotationType: "AUTOMATIC", Rotated: &now,
+		Pending: true, Expires: &now, Description: "d",
 	}
 	return Key{
 		Account: hbk.Account, Region: hbk.Region, ID: name,
@@ -92,7 +93,8 @@ func sampleKey(name string) (Key, BackingKey) {
 		Description: "größer \"x\"", Policy: `{"Version": "2012-10-17"}`,
 		Tags:        []Tag{{"b", "2"}, {"a", "<1>"}},
 		MultiRegion: true, Created: now, DeletionDate: &now, PendingWindowInDays: 7,
-		CurrentBackingKey: hbk.ID,
+		CurrentBackingKey: hbk.ID, RotationPeriodInDays: 365, NextRotation: &now, OnDemandRotations: 1,
+		BackingKeySet: []byte("digest"), MaterialMissing: true, MaterialExpires: &now,
 	}, hbk
 }
 
@@ -148,7 +150,7 @@ func TestKeyRoundTrip(t *testing.T) {
 	want, hbk := sampleKey("k1")
 	loaded, _ := insertKey(t, db, "k1")
 	want.Version, want.CurrentBackingKey = 1, loaded.CurrentBackingKey
-	want.Created, want.DeletionDate = loaded.Created, loaded.DeletionDate
+	want.Created, want.DeletionDate, want.NextRotation, want.MaterialExpires = loaded.Created, loaded.DeletionDate, loaded.NextRotation, loaded.MaterialExpires
 	slices.Reverse(want.Tags)
 	if diff := cmp.Diff(want, loaded); diff != "" {
 		t.Errorf("key changed on its way: %s", diff)

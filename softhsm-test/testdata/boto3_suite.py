@@ -189,9 +189,8 @@ class Errors(unittest.TestCase):
         key = new_key()["KeyId"]
         for call, args in (
             (kms.create_key, {"MultiRegion": True}),
-            (kms.create_key, {"Origin": "EXTERNAL"}),
             (kms.create_key, {"KeySpec": "RSA_2048", "KeyUsage": "SIGN_VERIFY"}),
-            (kms.enable_key_rotation, {"KeyId": key}),
+            (kms.describe_custom_key_stores, {}),
             (kms.get_public_key, {"KeyId": key}),
             (kms.create_grant, {"KeyId": key, "GranteePrincipal": ACCOUNT, "Operations": ["Encrypt"]}),
         ):
