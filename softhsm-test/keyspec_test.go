@@ -15,6 +15,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/trent-kms/trent/internal/testenv"
 )
 
 const (
@@ -165,7 +167,7 @@ func TestGetPublicKey(t *testing.T) {
 // openssl runs OpenSSL's command line and returns its standard output.
 func openssl(t testing.TB, stdin []byte, args ...string) []byte {
 	t.Helper()
-	cmd := exec.Command("openssl", args...)
+	cmd := exec.Command(testenv.Program(t, "openssl"), args...)
 	cmd.Stdin = bytes.NewReader(stdin)
 	var faults bytes.Buffer
 	cmd.Stderr = &faults
