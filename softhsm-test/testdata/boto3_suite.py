@@ -189,7 +189,7 @@ class Errors(unittest.TestCase):
         key = new_key()["KeyId"]
         for call, args in (
             (kms.create_key, {"MultiRegion": True}),
-            (kms.create_key, {"KeySpec": "RSA_2048", "KeyUsage": "SIGN_VERIFY"}),
+            (kms.create_key, {"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}),
             (kms.describe_custom_key_stores, {}),
             (kms.get_public_key, {"KeyId": key}),
             (kms.create_grant, {"KeyId": key, "GranteePrincipal": ACCOUNT, "Operations": ["Encrypt"]}),
