@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -23,7 +24,7 @@ type doctorCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*doctorCmd) Help() string {
-	return `It changes nothing. Without a database URL only the token is examined. The exit code is 0 if Trent can run on what was found.
+	return `It changes nothing. Without a database URL only the token is examined, with one also whether the two belong together. The exit code is 0 if Trent can run on what was found.
 
 Example:
 
@@ -61,11 +62,16 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("examining the token: %w", err)
 	}
 	d.Usable = d.HSM.Usable()
-	if url, err := c.databaseSettings.config(log, nil); err == nil {
-		d.Database = examineDatabase(ctx, url)
-		d.Usable = d.Usable && d.Database.Problem == ""
-	} else if c.DatabaseURLFile != "" {
+	database, err := c.databaseSettings.config(log, nil)
+	switch {
+	case errors.Is(err, errNoSecret):
+	case err != nil:
 		return err
+	default:
+		d.Database = &databaseDiagnosis{}
+		if err := d.Database.examine(ctx, database, cfg, d.HSM); err != nil {
+			d.Database.Problem, d.Usable = err.Error(), false
+		}
 	}
 	if err := c.print(os.Stdout, d); err != nil {
 		return fmt.Errorf("printing: %w", err)
@@ -76,22 +82,41 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 	return nil
 }
 
-func examineDatabase(ctx context.Context, cfg store.Config) *databaseDiagnosis {
-	db, err := store.Open(ctx, cfg)
+// examine returns what keeps trent serve from serving the database's
+// deployment from the token of cfg, of which report was made.
+func (d *databaseDiagnosis) examine(ctx context.Context, database store.Config, cfg hsm.Config, report hsm.Report) error {
+	db, err := store.Open(ctx, database)
 	if err != nil {
-		return &databaseDiagnosis{Problem: err.Error()}
+		return fmt.Errorf("opening the database: %w", err)
 	}
 	defer db.Close()
 	if err := db.CheckSchema(ctx); err != nil {
-		return &databaseDiagnosis{Problem: err.Error()}
+		return fmt.Errorf("checking the database: %w", err)
 	}
 	deployment, err := db.Deployment(ctx)
+	if err == nil {
+		d.Deployment, d.Account, d.State = uuid.UUID(deployment.ID).String(), deployment.Account, deployment.State
+	}
+	if err := finished(deployment, err); err != nil {
+		return err
+	}
+	if !report.LoggedIn {
+		return errors.New("whether it belongs to the token cannot be said before the token's errors are mended")
+	}
+	if !slices.Contains(report.Domains, hsm.DomainID(deployment.ID).String()) {
+		return fmt.Errorf("token %q has no domain of deployment %s: name the token that trent init set up for this database, or the database of this token", report.Token.Label, d.Deployment)
+	}
+	// A second login, with a PIN that has just proved right.
+	token, err := hsm.Open(ctx, cfg)
 	if err != nil {
-		return &databaseDiagnosis{Problem: fmt.Sprintf("reading the deployment: %v (an empty database needs trent init)", err)}
+		return fmt.Errorf("opening the HSM: %w", err)
 	}
-	return &databaseDiagnosis{
-		Deployment: uuid.UUID(deployment.ID).String(), Account: deployment.Account, State: deployment.State,
+	defer token.Close() //nolint:errcheck // only read from
+	deployment, _, err = openDomain(ctx, token, db, deployment)
+	if err != nil {
+		return err
 	}
+	return finished(deployment, nil)
 }
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
@@ -102,10 +127,8 @@ func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
 	}
 	out := &printer{w: w}
 	out.report(d.HSM)
-	if d.Database != nil && d.Database.Problem != "" {
-		out.printf("\nDatabase: %s\n", d.Database.Problem)
-	} else if d.Database != nil {
-		out.printf("\nDatabase: deployment %s of account %s, %s\n", d.Database.Deployment, d.Database.Account, d.Database.State)
+	if d.Database != nil {
+		out.database(*d.Database)
 	}
 	return out.err
 }
@@ -119,6 +142,16 @@ type printer struct {
 func (p *printer) printf(format string, args ...any) {
 	if p.err == nil {
 		_, p.err = fmt.Fprintf(p.w, format, args...)
+	}
+}
+
+func (p *printer) database(d databaseDiagnosis) {
+	p.printf("\n")
+	if d.Deployment != "" {
+		p.printf("Database: deployment %s of account %s, %s\n", d.Deployment, d.Account, d.State)
+	}
+	if d.Problem != "" {
+		p.printf("Database: error: %s\n", d.Problem)
 	}
 }
 

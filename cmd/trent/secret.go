@@ -28,6 +28,9 @@ func databaseSecret(file string) secret {
 // largestSecret bounds what is read: a wrong path may name a device or a log.
 const largestSecret = 64 << 10
 
+// errNoSecret means that none of a secret's places holds it.
+var errNoSecret = errors.New("is given")
+
 // read returns the secret without the line's end. The caller clears it.
 func (s secret) read() ([]byte, error) {
 	path := s.file
@@ -44,8 +47,8 @@ func (s secret) read() ([]byte, error) {
 			path = filepath.Join(dir, s.credential)
 		}
 		if _, err := os.Stat(path); dir == "" || errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("no %s is given: set %s to a file that holds it, or %s, or the systemd credential %q",
-				s.what, s.flag, s.env, s.credential)
+			return nil, fmt.Errorf("no %s %w: set %s to a file that holds it, or %s, or the systemd credential %q",
+				s.what, errNoSecret, s.flag, s.env, s.credential)
 		}
 	}
 	info, err := os.Stat(path)
