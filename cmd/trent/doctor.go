@@ -53,6 +53,7 @@ type databaseDiagnosis struct {
 // Run examines and prints.
 func (c *doctorCmd) Run(ctx context.Context) error {
 	log := c.logger(os.Stderr, "text")
+	harden(log)
 	cfg, err := c.hsmSettings.config(log, nil)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 )
@@ -32,14 +33,15 @@ const largestSecret = 64 << 10
 var errNoSecret = errors.New("is given")
 
 // read returns the secret without the line's end. The caller clears it.
-func (s secret) read() ([]byte, error) {
+func (s secret) read(log *slog.Logger) ([]byte, error) {
+	value, set := os.LookupEnv(s.env)
+	// Children must not inherit it, even if it is not what counts.
+	if err := os.Unsetenv(s.env); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.what, err)
+	}
 	path := s.file
 	if path == "" {
-		if value, set := os.LookupEnv(s.env); set {
-			// Children must not inherit it.
-			if err := os.Unsetenv(s.env); err != nil {
-				return nil, fmt.Errorf("reading %s: %w", s.what, err)
-			}
+		if set {
 			return s.trim([]byte(value), s.env)
 		}
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
@@ -58,11 +60,22 @@ func (s secret) read() ([]byte, error) {
 	if !info.Mode().IsRegular() || info.Size() > largestSecret {
 		return nil, fmt.Errorf("reading %s: %s is not a small file", s.what, path)
 	}
+	if info.Mode().Perm()&0o077 != 0 && !isCredential(path) {
+		log.Warn("a secret's file is open to others than its owner: give it mode 0600",
+			"secret", s.what, "file", path, "mode", info.Mode().Perm().String())
+	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.what, err)
 	}
 	return s.trim(content, path)
+}
+
+// isCredential reports whether path is one of systemd's credentials, whose
+// modes systemd chooses: the folder keeps others out.
+func isCredential(path string) bool {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	return dir != "" && filepath.Dir(path) == filepath.Clean(dir)
 }
 
 func (s secret) trim(content []byte, from string) ([]byte, error) {
