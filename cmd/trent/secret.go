@@ -22,6 +22,10 @@ func pinSecret(file string) secret {
 	return secret{what: "PIN", file: file, flag: "--pin-file", env: "TRENT_PIN", credential: "pin"}
 }
 
+func officerSecret(file string) secret {
+	return secret{what: "security officer's PIN", file: file, flag: "--so-pin-file", env: "TRENT_SO_PIN", credential: "so-pin"}
+}
+
 func databaseSecret(file string) secret {
 	return secret{what: "database URL", file: file, flag: "--database-url-file", env: "TRENT_DATABASE_URL", credential: "database-url"}
 }
