@@ -16,6 +16,7 @@ import (
 )
 
 type doctorCmd struct {
+	deploymentSettings
 	hsmSettings
 	databaseSettings
 	logSettings
@@ -24,7 +25,7 @@ type doctorCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*doctorCmd) Help() string {
-	return `It changes nothing. Without a database URL only the token is examined, with one also whether the two belong together. The exit code is 0 if Trent can run on what was found.
+	return `It changes nothing. Without a database URL only the token is examined, with one also whether the two belong together, and to --account if that is given. The exit code is 0 if Trent can run on what was found.
 
 Example:
 
@@ -33,7 +34,11 @@ Example:
 
 // Validate is called by kong when all settings are known.
 func (c *doctorCmd) Validate() error {
-	return errors.Join(c.hsmSettings.Validate(), c.databaseSettings.Validate())
+	err := errors.Join(c.hsmSettings.Validate(), c.databaseSettings.Validate())
+	if c.Account != "" {
+		err = errors.Join(err, c.deploymentSettings.Validate())
+	}
+	return err
 }
 
 // diagnosis is what doctor found.
@@ -70,7 +75,7 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return err
 	default:
 		d.Database = &databaseDiagnosis{}
-		if err := d.Database.examine(ctx, database, cfg, d.HSM); err != nil {
+		if err := c.examine(ctx, d.Database, database, cfg, d.HSM); err != nil {
 			d.Database.Problem, d.Usable = err.Error(), false
 		}
 	}
@@ -83,9 +88,9 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 	return nil
 }
 
-// examine returns what keeps trent serve from serving the database's
-// deployment from the token of cfg, of which report was made.
-func (d *databaseDiagnosis) examine(ctx context.Context, database store.Config, cfg hsm.Config, report hsm.Report) error {
+// examine describes the database's deployment in d, and returns what keeps
+// trent serve from serving it from the token of cfg, of which report was made.
+func (c *doctorCmd) examine(ctx context.Context, d *databaseDiagnosis, database store.Config, cfg hsm.Config, report hsm.Report) error {
 	db, err := store.Open(ctx, database)
 	if err != nil {
 		return fmt.Errorf("opening the database: %w", err)
@@ -117,7 +122,10 @@ func (d *databaseDiagnosis) examine(ctx context.Context, database store.Config, 
 	if err != nil {
 		return err
 	}
-	return finished(deployment, nil)
+	if c.Account == "" {
+		return finished(deployment, nil)
+	}
+	return servable(deployment, nil, systemConfig{account: c.Account, partition: c.Partition})
 }
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
