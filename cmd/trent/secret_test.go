@@ -47,7 +47,7 @@ func TestSecret(t *testing.T) {
 			for variable, value := range map[string]string{env: test.env, "CREDENTIALS_DIRECTORY": test.credentials} {
 				t.Setenv(variable, value) // restored when the test ends
 				if value == "" {
-					os.Unsetenv(variable)
+					_ = os.Unsetenv(variable)
 				}
 			}
 			var log bytes.Buffer
