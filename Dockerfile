@@ -13,7 +13,7 @@ RUN apt-get update \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends softhsm2 ca-certificates curl openssl \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --uid 10001 --user-group --home-dir /var/lib/trent --create-home trent \
- && install -d -o trent -g trent -m 0700 /var/lib/trent/softhsm /run/trent \
+ && install -d -o trent -g trent -m 0700 /var/lib/trent/softhsm /run/trent /run/officer /run/admin \
  && install -d -o trent -g trent -m 0755 /run/password
 COPY --from=build /trent /usr/local/bin/trent
 COPY packaging/container-setup /usr/local/bin/container-setup

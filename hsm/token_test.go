@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trent-kms/trent/internal/testenv"
+	"github.com/trent-kms/trent/softhsm-test/shim"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -55,40 +56,28 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-func userPINFlags(t *testing.T, cfg Config) uint {
-	t.Helper()
-	modules.mu.Lock()
-	defer modules.mu.Unlock()
-	m, err := load(cfg.Module)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var flags uint
-	err = m.look(func() error {
-		slots, err := m.slots()
-		if err != nil {
-			return err
-		}
-		s, err := choose(slots, cfg)
-		flags = s.token.Flags
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return flags
-}
-
 func TestWrongPIN(t *testing.T) {
 	cfg := testConfig(t)
+	logins := shim.NewLogins(t, cfg.Module)
+	for _, variable := range logins.Env {
+		name, value, _ := strings.Cut(variable, "=")
+		t.Setenv(name, value)
+	}
+	cfg.Module = logins.Module
 	right := cfg.PIN
 	cfg.PIN = NewPIN([]byte("not-the-pin"))
 	_, err := Open(t.Context(), cfg)
 	if !errors.Is(err, ErrPINIncorrect) || !strings.Contains(err.Error(), "CKR_PIN_INCORRECT") || strings.Contains(err.Error(), "not-the-pin") {
 		t.Fatal(err)
 	}
-	if flags := userPINFlags(t, cfg); flags&(pkcs11.CKF_USER_PIN_LOCKED|pkcs11.CKF_USER_PIN_FINAL_TRY) != 0 {
-		t.Errorf("flags 0x%X after one wrong PIN", flags)
+	if tries := logins.Take(t); tries != 1 {
+		t.Errorf("Open tried the wrong PIN %d times", tries)
+	}
+	if report, err := Examine(t.Context(), cfg); err != nil || report.Usable() {
+		t.Errorf("usable with a wrong PIN; error %v", err)
+	}
+	if tries := logins.Take(t); tries != 1 {
+		t.Errorf("Examine tried the wrong PIN %d times", tries)
 	}
 	cfg.PIN = right
 	openToken(t, cfg)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/trent-kms/trent/internal/softhsm"
 	"github.com/trent-kms/trent/internal/testenv"
+	"github.com/trent-kms/trent/softhsm-test/shim"
 )
 
 func readLog(t testing.TB, s *server) string {
@@ -53,8 +54,38 @@ func TestFaultsAtStart(t *testing.T) {
 			}
 		})
 	}
-	// The wrong PIN was tried once, and locked nobody out.
 	d.serve(t)
+}
+
+// A token locks after a few wrong PINs, for every host: each start may try
+// once, and its exit code tells a supervisor not to start it again.
+func TestWrongPINIsTriedOnce(t *testing.T) {
+	d := newDeployment(t, "")
+	logins := shim.NewLogins(t, d.module)
+	d.module, d.extra = logins.Module, logins.Env
+	d.serve(t)
+	if logins.Take(t) == 0 {
+		t.Fatal("the shim saw no login of a service that runs")
+	}
+	d.stopAll()
+	if err := os.WriteFile(d.pinFile(), []byte("9999-wrong"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		s := d.launch(t)
+		wantStartRefused(t, s, "PIN")
+		if code, tries := s.cmd.ProcessState.ExitCode(), logins.Take(t); code != 3 || tries != 1 {
+			t.Errorf("serve: %d tries, code %d; want 1 and 3", tries, code)
+		}
+	}
+	for _, command := range []string{"init", "doctor"} {
+		if out, err := d.command(t, command).CombinedOutput(); err == nil || !strings.Contains(string(out), "refused the PIN") {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+		if tries := logins.Take(t); tries != 1 {
+			t.Errorf("%s: %d tries, want 1", command, tries)
+		}
+	}
 }
 
 func TestStartBeforeInit(t *testing.T) {

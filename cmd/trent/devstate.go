@@ -20,8 +20,9 @@ import (
 // devState is the folder of trent dev:
 //
 //	lock            held by the running process
-//	softhsm/        token folder; made elsewhere and renamed, so it is complete
-//	so-pin, pin     of the token
+//	softhsm/        token folder with its so-pin and pin; made elsewhere and
+//	                renamed, so it is complete and the PINs are its own
+//	so-pin, pin     where earlier releases put them
 //	postgres/       cluster, or
 //	postgres.path   where it is instead
 //	credentials     the administrator's access key, as shell commands
@@ -94,32 +95,46 @@ func (s *devState) softHSM(ctx context.Context) ([]byte, error) {
 	if err := os.Setenv("SOFTHSM2_CONF", folder.Conf); err != nil {
 		return nil, fmt.Errorf("choosing the SoftHSM configuration: %w", err)
 	}
-	pin, err := os.ReadFile(s.path("pin"))
+	pin, err := os.ReadFile(s.path("softhsm/pin"))
+	if errors.Is(err, os.ErrNotExist) {
+		pin, err = os.ReadFile(s.path("pin"))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the token's PIN: %w: without it the keys in %s are lost; to begin anew, move that folder away", err, s.dir)
 	}
 	return bytes.TrimSpace(pin), nil
 }
 
-// makeToken makes the token beside its place and renames it: a run that is
-// interrupted leaves nothing that looks like a token.
+// tokenTraces are made after the token, and are of no use without it.
+var tokenTraces = []string{"postgres", "postgres.path", "credentials"}
+
+// makeToken makes token and PINs beside their place and renames them: a run
+// that is interrupted leaves nothing that looks like a token. A token that is
+// merely missing, as before a disk is mounted, is not made anew: the database's
+// keys are on the old one.
 func (s *devState) makeToken(ctx context.Context) error {
+	for _, name := range tokenTraces {
+		if _, err := os.Lstat(s.path(name)); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("%s is missing, but %s is there: put the token folder back, without which all keys are lost; to begin anew, move %s away",
+				s.path("softhsm"), s.path(name), s.dir)
+		}
+	}
 	fresh := s.path("softhsm.new")
 	if err := os.RemoveAll(fresh); err != nil {
 		return fmt.Errorf("clearing a half-made token: %w", err)
+	}
+	folder, err := softhsm.Open(fresh)
+	if err != nil {
+		return err
 	}
 	pins := map[string][]byte{}
 	for _, name := range []string{"so-pin", "pin"} {
 		pin := make([]byte, 16)
 		rand.Read(pin)
 		pins[name] = []byte(hex.EncodeToString(pin))
-		if err := writeSecret(s.path(name), append(pins[name], '\n')); err != nil {
+		if err := writeSecret(filepath.Join(fresh, name), append(pins[name], '\n')); err != nil {
 			return err
 		}
-	}
-	folder, err := softhsm.Open(fresh)
-	if err != nil {
-		return err
 	}
 	if err := folder.InitToken(ctx, devToken, pins["so-pin"], pins["pin"]); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -15,6 +16,7 @@ import (
 )
 
 type doctorCmd struct {
+	deploymentSettings
 	hsmSettings
 	databaseSettings
 	logSettings
@@ -23,7 +25,7 @@ type doctorCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*doctorCmd) Help() string {
-	return `It changes nothing. Without a database URL only the token is examined. The exit code is 0 if Trent can run on what was found.
+	return `It changes nothing. Without a database URL only the token is examined, with one also whether the two belong together, and to --account if that is given. The exit code is 0 if Trent can run on what was found.
 
 Example:
 
@@ -32,7 +34,11 @@ Example:
 
 // Validate is called by kong when all settings are known.
 func (c *doctorCmd) Validate() error {
-	return errors.Join(c.hsmSettings.Validate(), c.databaseSettings.Validate())
+	err := errors.Join(c.hsmSettings.Validate(), c.databaseSettings.Validate())
+	if c.Account != "" {
+		err = errors.Join(err, c.deploymentSettings.Validate())
+	}
+	return err
 }
 
 // diagnosis is what doctor found.
@@ -52,6 +58,7 @@ type databaseDiagnosis struct {
 // Run examines and prints.
 func (c *doctorCmd) Run(ctx context.Context) error {
 	log := c.logger(os.Stderr, "text")
+	harden(log)
 	cfg, err := c.hsmSettings.config(log, nil)
 	if err != nil {
 		return err
@@ -61,11 +68,16 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("examining the token: %w", err)
 	}
 	d.Usable = d.HSM.Usable()
-	if url, err := c.databaseSettings.config(log, nil); err == nil {
-		d.Database = examineDatabase(ctx, url)
-		d.Usable = d.Usable && d.Database.Problem == ""
-	} else if c.DatabaseURLFile != "" {
+	database, err := c.databaseSettings.config(log, nil)
+	switch {
+	case errors.Is(err, errNoSecret):
+	case err != nil:
 		return err
+	default:
+		d.Database = &databaseDiagnosis{}
+		if err := c.examine(ctx, d.Database, database, cfg, d.HSM); err != nil {
+			d.Database.Problem, d.Usable = err.Error(), false
+		}
 	}
 	if err := c.print(os.Stdout, d); err != nil {
 		return fmt.Errorf("printing: %w", err)
@@ -76,22 +88,44 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 	return nil
 }
 
-func examineDatabase(ctx context.Context, cfg store.Config) *databaseDiagnosis {
-	db, err := store.Open(ctx, cfg)
+// examine describes the database's deployment in d, and returns what keeps
+// trent serve from serving it from the token of cfg, of which report was made.
+func (c *doctorCmd) examine(ctx context.Context, d *databaseDiagnosis, database store.Config, cfg hsm.Config, report hsm.Report) error {
+	db, err := store.Open(ctx, database)
 	if err != nil {
-		return &databaseDiagnosis{Problem: err.Error()}
+		return fmt.Errorf("opening the database: %w", err)
 	}
 	defer db.Close()
 	if err := db.CheckSchema(ctx); err != nil {
-		return &databaseDiagnosis{Problem: err.Error()}
+		return fmt.Errorf("checking the database: %w", err)
 	}
 	deployment, err := db.Deployment(ctx)
+	if err == nil {
+		d.Deployment, d.Account, d.State = uuid.UUID(deployment.ID).String(), deployment.Account, deployment.State
+	}
+	if err := finished(deployment, err); err != nil {
+		return err
+	}
+	if !report.LoggedIn {
+		return errors.New("whether it belongs to the token cannot be said before the token's errors are mended")
+	}
+	if !slices.Contains(report.Domains, hsm.DomainID(deployment.ID).String()) {
+		return fmt.Errorf("token %q has no domain of deployment %s: name the token that trent init set up for this database, or the database of this token", report.Token.Label, d.Deployment)
+	}
+	// A second login, with a PIN that has just proved right.
+	token, err := hsm.Open(ctx, cfg)
 	if err != nil {
-		return &databaseDiagnosis{Problem: fmt.Sprintf("reading the deployment: %v (an empty database needs trent init)", err)}
+		return fmt.Errorf("opening the HSM: %w", err)
 	}
-	return &databaseDiagnosis{
-		Deployment: uuid.UUID(deployment.ID).String(), Account: deployment.Account, State: deployment.State,
+	defer token.Close() //nolint:errcheck // only read from
+	deployment, _, err = openDomain(ctx, token, db, deployment)
+	if err != nil {
+		return err
 	}
+	if c.Account == "" {
+		return finished(deployment, nil)
+	}
+	return servable(deployment, nil, systemConfig{account: c.Account, partition: c.Partition})
 }
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
@@ -102,10 +136,8 @@ func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
 	}
 	out := &printer{w: w}
 	out.report(d.HSM)
-	if d.Database != nil && d.Database.Problem != "" {
-		out.printf("\nDatabase: %s\n", d.Database.Problem)
-	} else if d.Database != nil {
-		out.printf("\nDatabase: deployment %s of account %s, %s\n", d.Database.Deployment, d.Database.Account, d.Database.State)
+	if d.Database != nil {
+		out.database(*d.Database)
 	}
 	return out.err
 }
@@ -119,6 +151,16 @@ type printer struct {
 func (p *printer) printf(format string, args ...any) {
 	if p.err == nil {
 		_, p.err = fmt.Fprintf(p.w, format, args...)
+	}
+}
+
+func (p *printer) database(d databaseDiagnosis) {
+	p.printf("\n")
+	if d.Deployment != "" {
+		p.printf("Database: deployment %s of account %s, %s\n", d.Deployment, d.Account, d.State)
+	}
+	if d.Problem != "" {
+		p.printf("Database: error: %s\n", d.Problem)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/trent-kms/trent/internal/testenv"
@@ -64,14 +65,16 @@ func TestRunning(t *testing.T) {
 			for _, name := range []string{"API", "ADMIN", "API2", "ADMIN2"} {
 				env.Setenv(name, freeAddress(t))
 			}
-			for name, content := range map[string]string{"pin": token.PIN + "\n", "database-url": testenv.Postgres(t)} {
+			for name, content := range map[string]string{
+				"pin": token.PIN + "\n", "database-url": testenv.Postgres(t),
+			} {
 				if err := os.WriteFile(filepath.Join(env.WorkDir, name), []byte(content), 0o600); err != nil {
 					return err
 				}
 			}
 			return writeCertificate(env.WorkDir)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"get": get},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"get": get, "sql": sql},
 	})
 }
 
@@ -101,6 +104,16 @@ func get(ts *testscript.TestScript, _ bool, args []string) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	ts.Fatalf("%s answered %s, want %s", args[1], last, args[0])
+}
+
+// sql runs a statement: sql URL-FILE STATEMENT.
+func sql(ts *testscript.TestScript, _ bool, args []string) {
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, strings.TrimSpace(ts.ReadFile(args[0])))
+	ts.Check(err)
+	defer conn.Close(ctx) //nolint:errcheck // nothing is pending
+	_, err = conn.Exec(ctx, args[1])
+	ts.Check(err)
 }
 
 // removePostgres removes the cluster that dev, as root, has put outside of its

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 )
@@ -21,6 +22,10 @@ func pinSecret(file string) secret {
 	return secret{what: "PIN", file: file, flag: "--pin-file", env: "TRENT_PIN", credential: "pin"}
 }
 
+func officerSecret(file string) secret {
+	return secret{what: "security officer's PIN", file: file, flag: "--so-pin-file", env: "TRENT_SO_PIN", credential: "so-pin"}
+}
+
 func databaseSecret(file string) secret {
 	return secret{what: "database URL", file: file, flag: "--database-url-file", env: "TRENT_DATABASE_URL", credential: "database-url"}
 }
@@ -28,15 +33,19 @@ func databaseSecret(file string) secret {
 // largestSecret bounds what is read: a wrong path may name a device or a log.
 const largestSecret = 64 << 10
 
+// errNoSecret means that none of a secret's places holds it.
+var errNoSecret = errors.New("is given")
+
 // read returns the secret without the line's end. The caller clears it.
-func (s secret) read() ([]byte, error) {
+func (s secret) read(log *slog.Logger) ([]byte, error) {
+	value, set := os.LookupEnv(s.env)
+	// Children must not inherit it, even if it is not what counts.
+	if err := os.Unsetenv(s.env); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", s.what, err)
+	}
 	path := s.file
 	if path == "" {
-		if value, set := os.LookupEnv(s.env); set {
-			// Children must not inherit it.
-			if err := os.Unsetenv(s.env); err != nil {
-				return nil, fmt.Errorf("reading %s: %w", s.what, err)
-			}
+		if set {
 			return s.trim([]byte(value), s.env)
 		}
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
@@ -44,8 +53,8 @@ func (s secret) read() ([]byte, error) {
 			path = filepath.Join(dir, s.credential)
 		}
 		if _, err := os.Stat(path); dir == "" || errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("no %s is given: set %s to a file that holds it, or %s, or the systemd credential %q",
-				s.what, s.flag, s.env, s.credential)
+			return nil, fmt.Errorf("no %s %w: set %s to a file that holds it, or %s, or the systemd credential %q",
+				s.what, errNoSecret, s.flag, s.env, s.credential)
 		}
 	}
 	info, err := os.Stat(path)
@@ -55,11 +64,22 @@ func (s secret) read() ([]byte, error) {
 	if !info.Mode().IsRegular() || info.Size() > largestSecret {
 		return nil, fmt.Errorf("reading %s: %s is not a small file", s.what, path)
 	}
+	if info.Mode().Perm()&0o077 != 0 && !isCredential(path) {
+		log.Warn("a secret's file is open to others than its owner: give it mode 0600",
+			"secret", s.what, "file", path, "mode", info.Mode().Perm().String())
+	}
 	content, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", s.what, err)
 	}
 	return s.trim(content, path)
+}
+
+// isCredential reports whether path is one of systemd's credentials, whose
+// modes systemd chooses: the folder keeps others out.
+func isCredential(path string) bool {
+	dir := os.Getenv("CREDENTIALS_DIRECTORY")
+	return dir != "" && filepath.Dir(path) == filepath.Clean(dir)
 }
 
 func (s secret) trim(content []byte, from string) ([]byte, error) {

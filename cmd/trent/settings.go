@@ -40,7 +40,7 @@ func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hs
 	if s.HSMToken == "" && s.HSMSerial == "" {
 		return hsm.Config{}, errors.New("no token is named: set --hsm-token to its label, or --hsm-serial")
 	}
-	pin, err := pinSecret(s.PINFile).read()
+	pin, err := pinSecret(s.PINFile).read(log)
 	if err != nil {
 		return hsm.Config{}, err
 	}
@@ -71,7 +71,7 @@ func (s databaseSettings) Validate() error {
 }
 
 func (s databaseSettings) config(log *slog.Logger, metrics prometheus.Registerer) (store.Config, error) {
-	url, err := databaseSecret(s.DatabaseURLFile).read()
+	url, err := databaseSecret(s.DatabaseURLFile).read(log)
 	if err != nil {
 		return store.Config{}, err
 	}

@@ -70,17 +70,15 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if err := s.db.CheckSchema(ctx); err != nil {
 		return nil, fmt.Errorf("checking the database: %w", err)
 	}
-	if s.deployment, err = activeDeployment(ctx, s.db, cfg); err != nil {
+	s.deployment, err = s.db.Deployment(ctx)
+	if err := servable(s.deployment, err, cfg); err != nil {
 		return nil, err
 	}
-	domain, err := s.token.OpenDomain(ctx, s.deployment.ID)
+	verified, domain, err := openDomain(ctx, s.token, s.db, s.deployment)
 	if err != nil {
-		return nil, fmt.Errorf("opening the domain of deployment %s on token %q: %w",
-			uuid.UUID(s.deployment.ID), s.token.Info().Label, err)
+		return nil, err
 	}
-	s.db.SetSealer(s.deployment.ID, domain)
-	// Read again, now that its seal can be verified.
-	if s.deployment, err = activeDeployment(ctx, s.db, cfg); err != nil {
+	if s.deployment, err = verified, servable(verified, nil, cfg); err != nil {
 		return nil, err
 	}
 	if err := s.build(ctx, domain, cfg); err != nil {
@@ -117,22 +115,48 @@ func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig
 	return nil
 }
 
-// activeDeployment returns the database's deployment if it can be served
-// under this configuration.
-func activeDeployment(ctx context.Context, db *store.DB, cfg systemConfig) (store.Deployment, error) {
-	d, err := db.Deployment(ctx)
+// openDomain opens the deployment's domain, and reads the deployment again,
+// now that its seal can be verified.
+func openDomain(ctx context.Context, token *hsm.Token, db *store.DB, d store.Deployment) (store.Deployment, *hsm.Domain, error) {
+	domain, err := token.OpenDomain(ctx, d.ID)
+	if err != nil {
+		return d, nil, fmt.Errorf("opening the domain of deployment %s on token %q: %w", uuid.UUID(d.ID), token.Info().Label, err)
+	}
+	db.SetSealer(d.ID, domain)
+	verified, err := db.Deployment(ctx)
+	var tampered *store.ErrTampered
+	if errors.As(err, &tampered) {
+		return d, nil, fmt.Errorf("verifying the deployment row: %w: it was changed outside of Trent; restore the database from a backup", err)
+	}
+	if err != nil {
+		return d, nil, fmt.Errorf("verifying the deployment row: %w", err)
+	}
+	return verified, domain, nil
+}
+
+// finished reports whether trent init has ended; err is that of reading d.
+func finished(d store.Deployment, err error) error {
 	switch {
 	case errors.Is(err, store.ErrNotFound):
-		return d, errors.New("the database holds no deployment yet: run trent init with the same settings")
+		return errors.New("the database holds no deployment yet: run trent init with the same settings")
 	case err != nil:
-		return d, fmt.Errorf("reading the deployment: %w", err)
+		return fmt.Errorf("reading the deployment: %w", err)
 	case d.State != store.StateActive:
-		return d, errors.New("the deployment is only half set up: run trent init again, with the same settings, to finish it")
-	case d.Account != cfg.account || d.Partition != cfg.partition:
-		return d, fmt.Errorf("the deployment's account is %s in partition %s, which cannot change, but the settings say %s in %s: correct --account and --partition, or the database URL",
+		return errors.New("the deployment is only half set up: run trent init again, with the same settings, to finish it")
+	}
+	return nil
+}
+
+// servable reports whether d can be served under this configuration.
+func servable(d store.Deployment, err error, cfg systemConfig) error {
+	if err := finished(d, err); err != nil {
+		return err
+	}
+	if d.Account != cfg.account || d.Partition != cfg.partition {
+		return fmt.Errorf("the deployment's account is %s in partition %s, which cannot change, but the settings say %s in %s: correct --account and --partition, or the database URL",
 			d.Account, d.Partition, cfg.account, cfg.partition)
 	}
-	return d, nil
+	return nil
 }
 
 // announce logs what was found.

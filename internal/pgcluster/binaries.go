@@ -58,27 +58,25 @@ func executable(path string) bool {
 }
 
 // serverUser is who the server runs as: nil for this process's own user, and
-// postgres or nobody for root, as whom Postgres refuses to run.
+// postgres for root, as whom Postgres refuses to run. Not nobody: what that
+// user owns is open to every program that was confined to it.
 func serverUser() (*syscall.Credential, error) {
 	if os.Geteuid() != 0 {
 		return nil, nil
 	}
-	for _, name := range []string{"postgres", "nobody"} {
-		u, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		uid, err := strconv.ParseUint(u.Uid, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("reading user id of %s: %w", name, err)
-		}
-		gid, err := strconv.ParseUint(u.Gid, 10, 32)
-		if err != nil {
-			return nil, fmt.Errorf("reading group id of %s: %w", name, err)
-		}
-		return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: false}, nil
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		return nil, fmt.Errorf("running as root, and Postgres needs a user of its own: %w: run as another user than root, or type useradd --system postgres", err)
 	}
-	return nil, errors.New("running as root, and there is no user postgres or nobody to run Postgres as: run as another user")
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("reading user id of postgres: %w", err)
+	}
+	gid, err := strconv.ParseUint(u.Gid, 10, 32)
+	if err != nil {
+		return nil, fmt.Errorf("reading group id of postgres: %w", err)
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: false}, nil
 }
 
 // reaches reports whether the server's user can enter dir.

@@ -17,6 +17,8 @@ import (
 	"runtime"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -48,7 +50,7 @@ type Cluster struct {
 }
 
 // Reaches reports whether the server's user can enter dir, which must exist:
-// as root, the server runs as postgres or nobody.
+// as root, the server runs as postgres.
 func Reaches(ctx context.Context, dir string) (bool, error) {
 	as, err := serverUser()
 	if err != nil {
@@ -164,11 +166,33 @@ func (c *Cluster) removeSocket() {
 	}
 }
 
+// openLog opens the server's log. As root this process does so in a folder of
+// another user, who must not choose the file by a link: O_NOFOLLOW refuses a
+// symbolic one, the count of links a hard one. It does not wait for the reader
+// of a pipe.
+func (c *Cluster) openLog() (*os.File, error) {
+	const flags = os.O_CREATE | os.O_WRONLY | os.O_APPEND | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	log, err := os.OpenFile(c.log(), flags, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("opening Postgres log: %w", err)
+	}
+	var stat unix.Stat_t
+	err = unix.Fstat(int(log.Fd()), &stat)
+	if err == nil && (stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Nlink != 1) {
+		err = errors.New("it is a link or no file: remove it")
+	}
+	if err != nil {
+		_ = log.Close()
+		return nil, fmt.Errorf("opening Postgres log %s: %w", c.log(), err)
+	}
+	return log, nil
+}
+
 // run starts the server and waits until it answers.
 func (c *Cluster) run(ctx context.Context) error {
-	log, err := os.OpenFile(c.log(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	log, err := c.openLog()
 	if err != nil {
-		return fmt.Errorf("opening Postgres log: %w", err)
+		return err
 	}
 	defer log.Close() //nolint:errcheck // the server holds it open itself
 	// Not bound to ctx: the server is stopped in order, by Stop.

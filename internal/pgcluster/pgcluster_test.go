@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -58,6 +59,37 @@ func TestStart(t *testing.T) {
 	}
 	if _, err := os.Stat(next.socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("socket folder is still there: %v", err)
+	}
+}
+
+// The log is opened in a folder that the server's user can write to.
+func TestLogIsNoLink(t *testing.T) {
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	for name, link := range map[string]func(log string) error{
+		"symbolic":  func(log string) error { return os.Symlink(elsewhere, log) },
+		"hard":      func(log string) error { return os.Link(elsewhere, log) },
+		"pipe":      func(log string) error { return syscall.Mkfifo(log, 0o600) },
+		"directory": func(log string) error { return os.Mkdir(log, 0o700) },
+	} {
+		if err := os.WriteFile(elsewhere, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c := &Cluster{dir: t.TempDir()}
+		if err := link(c.log()); err != nil {
+			t.Fatal(err)
+		}
+		if log, err := c.openLog(); err == nil {
+			t.Errorf("%s: opened", name)
+			_ = log.Close()
+		}
+	}
+	c := &Cluster{dir: t.TempDir()}
+	for range 2 {
+		log, err := c.openLog()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = log.Close()
 	}
 }
 
