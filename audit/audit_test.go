@@ -27,12 +27,9 @@ func (fixedSealer) Sum(_ context.Context, message []byte) (uint32, []byte, error
 	return 1, h.Sum(nil), nil
 }
 
-func (s fixedSealer) Verify(ctx context.Context, generation uint32, message, mac []byte) error {
+func (s fixedSealer) Verify(ctx context.Context, generation uint32, message, mac []byte) (bool, error) {
 	_, want, _ := s.Sum(ctx, message)
-	if generation != 1 || !hmac.Equal(mac, want) {
-		return errors.New("MAC does not match")
-	}
-	return nil
+	return generation == 1 && hmac.Equal(mac, want), nil
 }
 
 const testHost = "host-1"

@@ -16,8 +16,6 @@ var (
 	// ErrInvalidEKT: an exported key token was altered, cut, or wrapped under
 	// another domain.
 	ErrInvalidEKT = errors.New("exported key token does not unwrap under this domain")
-	// ErrMAC: a row MAC does not match its row.
-	ErrMAC = errors.New("MAC does not match")
 	// ErrBusy: the queue to the HSM is full, or every cached handle is in use.
 	ErrBusy = errors.New("the HSM's queue is full")
 	// ErrUnavailable: the device, token or login is gone.

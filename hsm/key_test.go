@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"bytes"
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"errors"
@@ -218,21 +219,29 @@ func TestSumVerify(t *testing.T) {
 	if err != nil || generation != 1 || len(mac) != 32 {
 		t.Fatal(generation, mac, err)
 	}
-	if err := d.Verify(t.Context(), generation, message, mac); err != nil {
-		t.Error(err)
-	}
 	bad := bytes.Clone(mac)
 	bad[31] ^= 1
-	for name, err := range map[string]error{
-		"message":    d.Verify(t.Context(), generation, []byte("a roe"), mac),
-		"MAC":        d.Verify(t.Context(), generation, message, bad),
-		"short MAC":  d.Verify(t.Context(), generation, message, mac[:16]),
-		"no MAC":     d.Verify(t.Context(), generation, message, nil),
-		"generation": d.Verify(t.Context(), 2, message, mac),
+	for _, c := range []struct {
+		what         string
+		generation   uint32
+		message, mac string
+		want         bool
+	}{
+		{"nothing", generation, "a row", string(mac), true},
+		{"message", generation, "a roe", string(mac), false},
+		{"MAC", generation, "a row", string(bad), false},
+		{"MAC's length", generation, "a row", string(mac[:16]), false},
+		{"MAC's presence", generation, "a row", "", false},
+		{"generation", 2, "a row", string(mac), false},
 	} {
-		if !errors.Is(err, ErrMAC) {
-			t.Errorf("altered %s: %v", name, err)
+		if ok, err := d.Verify(t.Context(), c.generation, []byte(c.message), []byte(c.mac)); ok != c.want || err != nil {
+			t.Errorf("altered %s: %v, %v", c.what, ok, err)
 		}
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if ok, err := d.Verify(gone, generation, message, bad); ok || !errors.Is(err, context.Canceled) {
+		t.Errorf("not asked: %v, %v", ok, err)
 	}
 	random := make([]byte, 10_000)
 	if err := d.Random(t.Context(), random); err != nil || bytes.Count(random, []byte{0}) > 200 {

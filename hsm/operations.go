@@ -239,17 +239,18 @@ func (d *Domain) Sum(ctx context.Context, message []byte) (generation uint32, ma
 	return firstGeneration, mac, nil
 }
 
-// Verify checks what Sum returned, in the HSM. It returns ErrMAC if message,
-// generation or mac is not what was sealed.
-func (d *Domain) Verify(ctx context.Context, generation uint32, message, mac []byte) error {
+// Verify checks what Sum returned, in the HSM. It answers false only if
+// message, generation or mac is not what was sealed; an error says nothing
+// about them.
+func (d *Domain) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
 	if generation != firstGeneration || len(mac) != macSize {
-		return ErrMAC
+		return false, nil
 	}
-	_, err := d.useMACKey(ctx, opVerify, message, mac)
-	if code, ok := codeOf(err); ok && classify(code) == classForged {
-		return ErrMAC
+	_, err = d.useMACKey(ctx, opVerify, message, mac)
+	if code, ok := codeOf(err); ok && (code == pkcs11.CKR_SIGNATURE_INVALID || code == pkcs11.CKR_SIGNATURE_LEN_RANGE) {
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 func (d *Domain) useMACKey(ctx context.Context, o op, message, mac []byte) ([]byte, error) {

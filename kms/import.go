@@ -141,12 +141,12 @@ func (s *Service) openToken(ctx context.Context, k *key, token []byte) (importPa
 		return p, invalid
 	}
 	mac, body := token[6:6+int(token[5])], token[6+int(token[5]):]
-	err := s.domain.Verify(ctx, binary.BigEndian.Uint32(token[1:]), tokenDigest(body), mac)
-	if errors.Is(err, hsm.ErrMAC) {
-		return p, invalid
-	}
+	ok, err := s.domain.Verify(ctx, binary.BigEndian.Uint32(token[1:]), tokenDigest(body), mac)
 	if err != nil {
 		return p, fmt.Errorf("verifying an import token: %w", err)
+	}
+	if !ok {
+		return p, invalid
 	}
 	if err := json.Unmarshal(body, &p); err != nil {
 		return p, fmt.Errorf("reading an import token of our own: %w", err)

@@ -47,9 +47,15 @@ type InitConfig struct {
 // Initialise makes a deployment on an empty token and an empty database: the
 // domain in the HSM, and the first administrator. Token and database cannot
 // commit together, so every step finds what an interrupted run has left and
-// goes on from there; only the last one makes the deployment active. It
-// refuses a token or a database that is in use by another deployment.
+// goes on from there; only the last one makes the deployment active, which is
+// then marked on the token: see MarkActive. It refuses a token or a database
+// that is in use by another deployment, or that another Initialise works on.
 func Initialise(ctx context.Context, cfg InitConfig) error {
+	release, err := cfg.DB.LockInit(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
+	defer release()
 	d, err := findDeployment(ctx, cfg)
 	if err != nil {
 		return err
@@ -64,6 +70,9 @@ func Initialise(ctx context.Context, cfg InitConfig) error {
 		return fmt.Errorf("opening the domain: %w", err)
 	}
 	cfg.DB.SetSealer(d.ID, domain)
+	if _, err := cfg.DB.Deployment(ctx); err != nil { // if it has a seal, it must hold
+		return fmt.Errorf("verifying the deployment: %w", err)
+	}
 	writer, err := audit.Open(ctx, audit.Config{DB: cfg.DB, Sealer: domain, Host: cfg.Host})
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
@@ -106,8 +115,42 @@ func findDeployment(ctx context.Context, cfg InitConfig) (store.Deployment, erro
 	if i := slices.IndexFunc(onToken, func(id hsm.DomainID) bool { return id != d.ID }); i >= 0 {
 		return d, fmt.Errorf("the token also holds the domain of deployment %s: use an empty token", uuid.UUID(onToken[i]))
 	}
+	if err := neverActive(ctx, cfg, d); err != nil {
+		return d, err
+	}
 	cfg.Progress("going on with the interrupted set-up of deployment " + uuid.UUID(d.ID).String())
 	return d, nil
+}
+
+// neverActive refuses to go on with a deployment that has been active. Its row
+// needs no seal until then, so whoever writes to the database can put it back
+// to where it began, and the next init would make an administrator; but not
+// the mark on the token.
+func neverActive(ctx context.Context, cfg InitConfig, d store.Deployment) error {
+	active, err := cfg.Token.Active(ctx, d.ID)
+	if err != nil {
+		return fmt.Errorf("looking for the mark of an active deployment: %w", err)
+	}
+	if !active {
+		return nil
+	}
+	return fmt.Errorf("the database was set back: the token knows deployment %s as active, so init will not make another administrator; "+
+		"do not use this database until you know who wrote to it, and restore it from a backup: %w", uuid.UUID(d.ID), cfg.DB.SetBack(d))
+}
+
+// MarkActive notes on the token that a deployment is active. d must have been
+// loaded with its seal verified. Initialise does so after the row was
+// committed: in the reverse order, a set-up interrupted between the two could
+// not go on. An init that is killed in between leaves the mark to the first
+// start of the service, before which the deployment has no key to guard.
+func MarkActive(ctx context.Context, token *hsm.Token, d store.Deployment) error {
+	if d.State != store.StateActive {
+		return fmt.Errorf("deployment %s is not active", uuid.UUID(d.ID))
+	}
+	if err := token.MarkActive(ctx, d.ID); err != nil {
+		return fmt.Errorf("marking the deployment as active on the token: %w", err)
+	}
+	return nil
 }
 
 // setup is the part of Initialise that has a domain.
@@ -142,6 +185,9 @@ func (s *setup) administrator(ctx context.Context) error {
 		return fmt.Errorf("activating the deployment: %w", err)
 	}
 	failpoint.Hit("init.active")
+	if err := MarkActive(ctx, s.cfg.Token, s.deployment); err != nil {
+		return fmt.Errorf("%w; the deployment is active all the same, and the service marks it when it starts", err)
+	}
 	s.cfg.Progress("deployment is active")
 	return nil
 }

@@ -215,6 +215,7 @@ func TestCrashInInit(t *testing.T) {
 			}
 			d.wantChains(t)
 			d.wantNoPlaintext(t, d.admin.Secret)
+			d.wantNotSetUpAgain(t) // whoever has marked it on the token
 		})
 	}
 }

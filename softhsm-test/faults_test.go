@@ -113,14 +113,8 @@ func TestNewerSchema(t *testing.T) {
 
 func TestUndurableDatabase(t *testing.T) {
 	d := newDeployment(t, "")
-	_, err := d.pool.Exec(context.Background(), `ALTER DATABASE `+databaseName(d)+` SET synchronous_commit = off`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantStartRefused(t, d.launch(t), "synchronous_commit")
+	wantStartRefused(t, d.launch(t, "TRENT_DATABASE_URL="+d.database+"&synchronous_commit=off"), "synchronous_commit")
 }
-
-func databaseName(d *deployment) string { return d.pool.Config().ConnConfig.Database }
 
 func TestUninitialisedToken(t *testing.T) {
 	d := prepare(t, testenv.Postgres(t))

@@ -228,3 +228,24 @@ func TestTamperedWhileRunning(t *testing.T) {
 	refused := d.launch(t, "TRENT_ACCOUNT=999999999999")
 	wantStartRefused(t, refused, "")
 }
+
+// A deployment that is put back to where init began is not set up again: that
+// would make an administrator for whoever can write to the database.
+func TestDeploymentSetBack(t *testing.T) {
+	d := newDeployment(t, "")
+	d.wantNotSetUpAgain(t)
+	wantStartRefused(t, d.launch(t), "")
+}
+
+func (d *deployment) wantNotSetUpAgain(t *testing.T) {
+	t.Helper()
+	was := d.admin
+	_, err := d.pool.Exec(context.Background(), `UPDATE deployment SET state = 'initialising', mac = '', version = 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := d.tryInitialise(t)
+	if err == nil || !strings.Contains(out, "set back") || d.admin != was {
+		t.Errorf("init of a deployment that was set back: %v\n%s", err, out)
+	}
+}

@@ -259,6 +259,44 @@ func TestIllHSMIsNotTampering(t *testing.T) {
 	}
 }
 
+// dyingSealer cannot be asked from the call of Verify number last on.
+type dyingSealer struct {
+	*fixedSealer
+	last int
+}
+
+var errBusy = errors.New("the HSM's queue is full")
+
+func (s *dyingSealer) Verify(ctx context.Context, generation uint32, message, mac []byte) (bool, error) {
+	if s.last--; s.last < 0 {
+		return false, errBusy
+	}
+	return s.fixedSealer.Verify(ctx, generation, message, mac)
+}
+
+// TestHSMLostWhileVerifying loses the HSM at each step of looking at a row that
+// was altered: only an answer is tampering.
+func TestHSMLostWhileVerifying(t *testing.T) {
+	db, s := open(t)
+	k, _ := insertKey(t, db, "k1")
+	exec(t, db, "UPDATE keys SET state = 'Disabled'")
+	before := counted(t, db, "keys")
+	var tampered *ErrTampered
+	for last := range 3 {
+		db.SetSealer(testDeployment, &dyingSealer{s, last})
+		if _, err := db.Key(t.Context(), k.Account, k.Region, k.ID); !errors.Is(err, errBusy) || errors.As(err, &tampered) {
+			t.Errorf("lost after %d answers: %v", last, err)
+		}
+	}
+	if counted(t, db, "keys") != before {
+		t.Error("counted as tampering")
+	}
+	db.SetSealer(testDeployment, &dyingSealer{s, 3})
+	if _, err := db.Key(t.Context(), k.Account, k.Region, k.ID); !errors.As(err, &tampered) {
+		t.Errorf("altered row: %v", err)
+	}
+}
+
 // TestSwappedRows puts the sealed content of one key under another's name.
 func TestSwappedRows(t *testing.T) {
 	db, _ := open(t)

@@ -78,6 +78,12 @@ func (db *DB) Deployment(ctx context.Context) (Deployment, error) {
 	return d, db.verify(ctx, &d, s)
 }
 
+// SetBack counts and reports a deployment that the token knows to be active
+// but whose row says that it is not.
+func (db *DB) SetBack(d Deployment) error {
+	return db.tamperedRow(d.table(), d.identity(), "it is half set up, but the token knows that it has been active")
+}
+
 // UpdateDeployment replaces the row of version d.Version and seals it.
 func (c *Change) UpdateDeployment(ctx context.Context, d Deployment) error {
 	if d.State != StateActive && d.State != StateInitialising {

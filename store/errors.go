@@ -16,6 +16,9 @@ var (
 	// ErrConflict says that a row changed, or vanished, since it was loaded:
 	// nothing was written; load again and retry.
 	ErrConflict = errors.New("row changed since it was loaded")
+	// ErrLocked says that somebody else's transaction kept a row locked for
+	// too long. It comes with ErrConflict.
+	ErrLocked = errors.New("row is locked by another transaction")
 	// ErrExists says that the identity (an alias name, a key id) is taken.
 	ErrExists = errors.New("row exists already")
 	// ErrBudgetExhausted says that a backing key has used up its encryptions.
@@ -32,6 +35,8 @@ var (
 	// ErrHostTaken says that another live process writes audit records under
 	// the same host name.
 	ErrHostTaken = errors.New("another live process writes audit records as this host")
+	// ErrInitRunning says that another process is setting the database up.
+	ErrInitRunning = errors.New("another trent init is running: wait until it has ended")
 	// ErrUnavailable says that Postgres was not reached, or went away.
 	ErrUnavailable = errors.New("Postgres is not available")
 	// ErrInDoubt says that the connection was lost while the transaction was
@@ -118,8 +123,9 @@ func sqlFault(err error, pg *pgconn.PgError) error {
 		return fmt.Errorf("%w: %w", ErrAuditTaken, err)
 	case pg.Code == "23505":
 		return fmt.Errorf("%w: %w", ErrExists, err)
+	case pg.Code == "55P03": // lock not available in time
+		return fmt.Errorf("%w: %w: %w", ErrConflict, ErrLocked, err)
 	case pg.Code == "23503", // the key that an alias or backing key names has gone
-		pg.Code == "55P03",               // lock not available in time
 		strings.HasPrefix(pg.Code, "40"): // serialisation failure, deadlock
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "57P"): // server going away

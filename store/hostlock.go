@@ -23,25 +23,58 @@ const hostLockPoll = 100 * time.Millisecond
 // LockHost takes the lock, or answers ErrHostTaken after wait: Postgres may
 // notice only after a moment that the process that held it was killed.
 func (db *DB) LockHost(ctx context.Context, host string, wait time.Duration) (*HostLock, error) {
+	conn, err := db.lock(ctx, hostLockClass, host, wait)
+	if err != nil {
+		return nil, fmt.Errorf("locking the audit log of %q: %w", host, err)
+	}
+	if conn == nil {
+		return nil, fmt.Errorf("%w (%q): stop that one, or give this one a host name of its own", ErrHostTaken, host)
+	}
+	return &HostLock{conn}, nil
+}
+
+// lock takes an advisory lock on a connection of its own, which is nil if
+// another process holds the lock all the while.
+func (db *DB) lock(ctx context.Context, class int32, name string, wait time.Duration) (*pgx.Conn, error) {
 	conn, err := pgx.ConnectConfig(ctx, db.pool.Config().ConnConfig)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to Postgres: %w", fault(err))
 	}
 	var taken bool
 	for deadline := time.Now().Add(wait); ; time.Sleep(hostLockPoll) {
-		err = conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1, hashtext($2))", hostLockClass, host).Scan(&taken)
+		err = conn.QueryRow(ctx, "SELECT pg_try_advisory_lock($1, hashtext($2))", class, name).Scan(&taken)
 		if err == nil && taken {
-			return &HostLock{conn}, nil
+			return conn, nil
 		}
 		if err != nil || time.Now().After(deadline) {
 			break
 		}
 	}
 	_ = conn.Close(ctx)
+	return nil, fault(err)
+}
+
+// initLockClass is the first half of the key of the set-up's lock.
+const initLockClass = 0x74726969 // "trii"
+
+// initLockWait is for a set-up that was killed a moment ago.
+const initLockWait = time.Second
+
+// LockInit lets one process at a time set the database up, or answers
+// ErrInitRunning. release gives the lock up.
+func (db *DB) LockInit(ctx context.Context) (release func(), err error) {
+	conn, err := db.lock(ctx, initLockClass, "init", initLockWait)
 	if err != nil {
-		return nil, fmt.Errorf("locking the audit log of %q: %w", host, fault(err))
+		return nil, fmt.Errorf("locking the set-up: %w", err)
 	}
-	return nil, fmt.Errorf("%w (%q): stop that one, or give this one a host name of its own", ErrHostTaken, host)
+	if conn == nil {
+		return nil, ErrInitRunning
+	}
+	return func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(ctx)
+	}, nil
 }
 
 // Held reports whether the lock's connection still lives.

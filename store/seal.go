@@ -15,10 +15,12 @@ import (
 )
 
 // Sealer makes and checks MACs with a key that never leaves the HSM. Sum uses
-// the active generation of the MAC key and names it.
+// the active generation of the MAC key and names it. Verify answers false only
+// if the MAC is not that of the message under that generation; whatever keeps
+// it from finding out is an error.
 type Sealer interface {
 	Sum(ctx context.Context, message []byte) (generation uint32, mac []byte, err error)
-	Verify(ctx context.Context, generation uint32, message, mac []byte) error
+	Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error)
 }
 
 // encodingVersion is the version of the grammar below.
@@ -202,28 +204,41 @@ func (db *DB) verify(ctx context.Context, r row, s seal) error {
 	if err != nil {
 		return db.tamperedRow(r.table(), r.identity(), err.Error())
 	}
-	err = keys.sealer.Verify(ctx, s.generation, message, s.mac)
-	if err == nil {
-		return nil
-	}
 	// The HSM may be ill rather than the row: believe a refusal only from a
-	// device that has just verified a MAC of its own.
-	if ill := keys.probe(ctx); ill != nil {
-		return fmt.Errorf("verifying row of %s: %w", r.table(), errors.Join(err, ill))
+	// device that has just verified a MAC of its own, and when repeated. That
+	// it could not answer says nothing about the row.
+	ok, err := keys.sealer.Verify(ctx, s.generation, message, s.mac)
+	if !ok && err == nil {
+		if err = keys.probe(ctx); err == nil {
+			ok, err = keys.sealer.Verify(ctx, s.generation, message, s.mac)
+		}
 	}
-	if err = keys.sealer.Verify(ctx, s.generation, message, s.mac); err != nil {
-		return db.tamperedRow(r.table(), r.identity(), "its MAC does not hold: "+err.Error())
+	switch {
+	case err != nil:
+		return fmt.Errorf("verifying row of %s: %w", r.table(), err)
+	case !ok:
+		return db.tamperedRow(r.table(), r.identity(), "its MAC does not hold")
 	}
 	return nil
 }
+
+// errIll says that the device refuses what it has made itself.
+var errIll = errors.New("the HSM refuses a MAC that it has just made")
 
 func (keys *sealing) probe(ctx context.Context) error {
 	probe := sha256.Sum256([]byte("trent MAC key probe"))
 	generation, mac, err := keys.sealer.Sum(ctx, probe[:])
 	if err != nil {
-		return err
+		return fmt.Errorf("probing the MAC key: %w", err)
 	}
-	return keys.sealer.Verify(ctx, generation, probe[:], mac)
+	ok, err := keys.sealer.Verify(ctx, generation, probe[:], mac)
+	if err != nil {
+		return fmt.Errorf("probing the MAC key: %w", err)
+	}
+	if !ok {
+		return errIll
+	}
+	return nil
 }
 
 // tamperedRow counts and reports a row that someone else has written.

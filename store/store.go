@@ -36,6 +36,7 @@ type DB struct {
 	log      *slog.Logger
 	sealing  atomic.Pointer[sealing] // nil until SetSealer
 	tampered *prometheus.CounterVec
+	durable  atomic.Int64 // when CheckDurable last found nothing, in Unix seconds
 }
 
 // Open connects, and refuses a server that does not keep what it confirms.
@@ -74,8 +75,11 @@ func bound(c *pgx.ConnConfig) {
 		c.ConnectTimeout = 10 * time.Second
 	}
 	for setting, value := range map[string]string{
-		"application_name":                    "trent",
-		"lock_timeout":                        "500ms",
+		"application_name": "trent",
+		"lock_timeout":     "500ms",
+		// Whatever the server or the role is set to, now or later; the URL may
+		// ask for another. remote_apply would lose no less than this.
+		"synchronous_commit":                  "on",
 		"idle_in_transaction_session_timeout": "10s",
 		// A host that vanished from the network loses its locks in a minute.
 		"tcp_keepalives_idle":     "30",
@@ -97,8 +101,7 @@ var demands = []struct {
 }{
 	{"fsync", "off", "a power cut would lose audited operations; set fsync=on in postgresql.conf and restart Postgres"},
 	{"full_page_writes", "off", "a power cut could tear pages; set full_page_writes=on in postgresql.conf and reload Postgres"},
-	{"synchronous_commit", "off", "commits would be confirmed before they are on disk; undo it with ALTER ROLE … RESET synchronous_commit " +
-		"(or in ALTER DATABASE, the connection URL or postgresql.conf)"},
+	{"synchronous_commit", "off", "commits would be confirmed before they are on disk; take synchronous_commit out of the database URL"},
 	{"server_encoding", "SQL_ASCII", "texts could not be kept faithfully; create the database with ENCODING 'UTF8' TEMPLATE template0"},
 }
 
@@ -115,8 +118,13 @@ func (db *DB) CheckDurable(ctx context.Context) error {
 			return &ErrSetting{Setting: d.setting, Value: value, Next: d.next}
 		}
 	}
+	db.durable.Store(time.Now().Unix())
 	return nil
 }
+
+// durableFor is how long Ping believes what CheckDurable has found: settings
+// can change while the server runs.
+const durableFor = time.Minute
 
 func (db *DB) measure(r prometheus.Registerer) {
 	factory := promauto.With(r)
@@ -147,10 +155,13 @@ func (db *DB) Pool() *pgxpool.Pool { return db.pool }
 // pool are likely dead as well.
 func (db *DB) Renew() { db.pool.Reset() }
 
-// Ping does one round trip.
+// Ping does one round trip, and once a minute CheckDurable.
 func (db *DB) Ping(ctx context.Context) error {
 	if err := db.pool.Ping(ctx); err != nil {
 		return fmt.Errorf("reaching Postgres: %w", fault(err))
 	}
-	return nil
+	if time.Since(time.Unix(db.durable.Load(), 0)) < durableFor {
+		return nil
+	}
+	return db.CheckDurable(ctx)
 }

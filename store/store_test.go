@@ -25,8 +25,6 @@ type fixedSealer struct {
 	ill        error // answered by every call, if set
 }
 
-var errMismatch = errors.New("MAC does not match")
-
 func (s *fixedSealer) mac(generation uint32, message []byte) []byte {
 	h := hmac.New(sha256.New, []byte{'k', 'e', 'y', byte(generation)})
 	h.Write(message)
@@ -37,14 +35,11 @@ func (s *fixedSealer) Sum(_ context.Context, message []byte) (uint32, []byte, er
 	return s.generation, s.mac(s.generation, message), s.ill
 }
 
-func (s *fixedSealer) Verify(_ context.Context, generation uint32, message, mac []byte) error {
-	switch {
-	case s.ill != nil:
-		return s.ill
-	case generation == 0 || generation > s.generation || !hmac.Equal(mac, s.mac(generation, message)):
-		return errMismatch
+func (s *fixedSealer) Verify(_ context.Context, generation uint32, message, mac []byte) (bool, error) {
+	if s.ill != nil {
+		return false, s.ill
 	}
-	return nil
+	return generation > 0 && generation <= s.generation && hmac.Equal(mac, s.mac(generation, message)), nil
 }
 
 var testDeployment = [16]byte{0xd, 0xe, 0xb}

@@ -81,6 +81,10 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if s.deployment, err = verified, servable(verified, nil, cfg); err != nil {
 		return nil, err
 	}
+	// An init that was interrupted at its very end has not done it.
+	if err := kms.MarkActive(ctx, s.token, s.deployment); err != nil {
+		return nil, err //nolint:wrapcheck // says it all
+	}
 	if err := s.build(ctx, domain, cfg); err != nil {
 		return nil, err
 	}
