@@ -21,7 +21,7 @@ func TestDeletionWhenDue(t *testing.T) {
 	set := func(ahead string) { must(0, os.WriteFile(clock, []byte(ahead), 0o600))(t) }
 	set("0s")
 	d.serve(t, "TRENT_TEST_CLOCK="+clock)
-	c := d.client(t)
+	c := d.racingClient(t)
 	ctx := context.Background()
 	key, names := namedKey(t, c)
 	blob := encrypt(t, c, *key.KeyId, marker, nil)

@@ -287,6 +287,14 @@ func (d *deployment) client(t testing.TB) *kms.Client {
 	return newClient(d.url, d.admin, r)
 }
 
+// racingClient is client for a test whose calls a sweep may overtake.
+func (d *deployment) racingClient(t testing.TB) *kms.Client {
+	t.Helper()
+	r := &recorder{}
+	t.Cleanup(func() { d.checkRecords(t, r.all(), true) })
+	return newClient(d.url, d.admin, r)
+}
+
 // logs is what every server of the deployment has written.
 func (d *deployment) logs(t testing.TB) []byte {
 	t.Helper()
