@@ -82,8 +82,11 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		return nil, err
 	}
 	// An init that was interrupted at its very end has not done it.
-	if err := kms.MarkActive(ctx, s.token, s.deployment); err != nil {
+	if err := kms.MarkActive(ctx, s.token, s.deployment); errors.Is(err, hsm.ErrUnavailable) {
 		return nil, err //nolint:wrapcheck // says it all
+	} else if err != nil {
+		cfg.log.Warn("the token keeps no mark that this deployment is active (some devices have no data objects): "+
+			"trent init could not tell if somebody set the database back", "error", err)
 	}
 	if err := s.build(ctx, domain, cfg); err != nil {
 		return nil, err
