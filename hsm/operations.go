@@ -266,7 +266,7 @@ func (d *Domain) useMACKey(ctx context.Context, o op, message, mac []byte) ([]by
 			size = macSize
 		}
 		r.input(nil, nil, message, mac, size)
-		out, err := d.t.lane.do(ctx, r)
+		out, err := d.t.sealing.do(ctx, r)
 		if try == 0 && stale(err) {
 			continue
 		}

@@ -29,6 +29,9 @@ type Token struct {
 	// asymmetric serves private keys, and maker makes and imports keys, so
 	// that neither holds up symmetric calls nor the other.
 	asymmetric, maker *lane
+	// sealing serves the MAC key: every call waits for the MAC of its audit
+	// batch, which must not wait behind the calls of the next one.
+	sealing *lane
 
 	// epoch is the generation of everything that dies with the keeper's
 	// session or login: object handles carry it and are refused in another
@@ -142,6 +145,9 @@ func (t *Token) openLanes() error {
 	if t.lane, err = t.openLane(quick, t.cfg.Sessions); err != nil {
 		return err
 	}
+	if t.sealing, err = t.openLane(slow, 1); err != nil {
+		return err
+	}
 	if t.asymmetric, err = t.openLane(slow, t.cfg.AsymmetricSessions); err != nil {
 		return err
 	}
@@ -169,7 +175,7 @@ func (t *Token) openLane(batch, size int) (*lane, error) {
 func (t *Token) Close() error {
 	var err error
 	t.closing.Do(func() {
-		for _, l := range []*lane{t.maker, t.asymmetric, t.lane, t.keeper} {
+		for _, l := range []*lane{t.sealing, t.maker, t.asymmetric, t.lane, t.keeper} {
 			if l != nil {
 				l.close()
 			}
