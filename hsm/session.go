@@ -45,8 +45,8 @@ func (s *session) close() {
 	s.t.stats.sessions.Dec()
 }
 
-// replace throws the session away for a new one. Never for the keeper's own,
-// which would take every session object with it: that one is renewed.
+// replace throws the session away for a new one. Never the keeper's own, which
+// would take every session object with it: see ensure.
 func (s *session) replace() error {
 	s.close()
 	return s.open()
@@ -60,10 +60,10 @@ func (s *session) ensure() error {
 		return nil
 	}
 	s.t.log.Warn("renewing the login to the HSM", "token", s.t.info.Label, "cause", deviceError("looking at the session", err))
-	if err := s.replace(); err != nil {
+	s.endEpoch()
+	if err := s.open(); err != nil {
 		return err
 	}
-	defer s.t.epoch.Add(1)
 	info, err = s.t.module.p11.GetSessionInfo(s.handle)
 	if err != nil {
 		return deviceError("looking at the session", err)
@@ -72,6 +72,16 @@ func (s *session) ensure() error {
 		return nil
 	}
 	return s.login()
+}
+
+// endEpoch waits for the calls that passed the check of their epoch, and
+// refuses all others before the session objects go: from then on the device
+// may give their handles to other objects.
+func (s *session) endEpoch() {
+	s.t.using.Lock()
+	defer s.t.using.Unlock()
+	s.t.epoch.Add(1)
+	s.close()
 }
 
 // login tries the PIN at most once more in the token's life after it was
@@ -97,23 +107,34 @@ func (s *session) run(r *request) {
 		s.runFunc(r)
 		return
 	}
-	if r.epoch != s.t.epoch.Load() {
+	start := time.Now()
+	code, ok := s.attempt(r)
+	if !ok {
 		r.err = errStale
 		return
 	}
-	start := time.Now()
-	code := s.call(r)
 	r.took = time.Since(start)
 	if code != pkcs11.CKR_OK {
 		s.failed(r, code)
 	}
 }
 
+// attempt makes the call that r asks for, unless its handle is of another
+// epoch: then ok is false.
+func (s *session) attempt(r *request) (code uint, ok bool) {
+	s.t.using.RLock()
+	defer s.t.using.RUnlock()
+	if r.epoch != s.t.epoch.Load() {
+		return 0, false
+	}
+	return s.call(r), true
+}
+
 // runFunc runs a closure. If the session turned out to be lost, it is renewed
 // and the caller told to begin again.
 func (s *session) runFunc(r *request) {
 	epoch := s.t.epoch.Load()
-	r.err = r.fn(s)
+	r.err = s.enter(r.fn)
 	code, ok := codeOf(r.err)
 	if !ok {
 		return
@@ -127,6 +148,16 @@ func (s *session) runFunc(r *request) {
 			r.err = errStale
 		}
 	}
+}
+
+// enter runs f, and keeps the epoch from ending meanwhile: a lane's f must not
+// wait for the keeper. The keeper's own may end it.
+func (s *session) enter(f func(*session) error) error {
+	if !s.keeper {
+		s.t.using.RLock()
+		defer s.t.using.RUnlock()
+	}
+	return f(s)
 }
 
 // renew gives up a lane's session after a closure. What the closure made died
@@ -172,13 +203,13 @@ func (s *session) failed(r *request, code uint) {
 		if s.recovered() != nil {
 			return
 		}
-		if r.epoch != s.t.epoch.Load() {
+		switch code, ok := s.attempt(r); {
+		case !ok:
 			r.err = errStale
-			return
-		}
-		r.err = nil
-		if code = s.call(r); code != pkcs11.CKR_OK {
+		case code != pkcs11.CKR_OK:
 			r.err = &DeviceError{Doing: r.op.String(), Code: code}
+		default:
+			r.err = nil
 		}
 	default:
 		if err := s.replace(); err != nil {

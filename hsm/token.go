@@ -35,8 +35,12 @@ type Token struct {
 
 	// epoch is the generation of everything that dies with the keeper's
 	// session or login: object handles carry it and are refused in another
-	// (invariant I4). Only the keeper's worker changes it.
+	// (invariant I4). Only the keeper's worker changes it, holding using.
 	epoch atomic.Uint64
+
+	// using is read-locked from the check of a handle's epoch to the end of the
+	// calls that use the handle.
+	using sync.RWMutex
 
 	// pinRefused is set when a login behind our back failed for its PIN: it
 	// is never tried again.

@@ -1,0 +1,89 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+)
+
+// loseKeeper takes the keeper's session away behind its back.
+func loseKeeper(t *testing.T, token *Token) {
+	t.Helper()
+	if err := token.onKeeper(t.Context(), func(s *session) error {
+		return deviceError("losing the session", s.t.module.p11.CloseSession(s.handle))
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An epoch does not end under a call that has checked it.
+func TestEpochOutlivesItsCalls(t *testing.T) {
+	d := newDomain(t, nil)
+	before := d.t.epoch.Load()
+	inside, leave := make(chan struct{}), make(chan struct{})
+	var group sync.WaitGroup
+	group.Go(func() {
+		if err := d.onMaker(context.Background(), func(s *session, keys *domainKeys) error {
+			close(inside)
+			<-leave
+			if now := s.t.epoch.Load(); now != keys.epoch {
+				t.Errorf("epoch %d ended under a call", keys.epoch)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-inside
+	loseKeeper(t, d.t)
+	group.Go(func() {
+		if err := d.t.checkLogin(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	time.Sleep(50 * time.Millisecond) // long enough for a renewal that does not wait
+	close(leave)
+	group.Wait()
+	if d.t.epoch.Load() == before {
+		t.Error("no new epoch")
+	}
+}
+
+// The session objects are gone even if no new session is to be had.
+func TestEpochEndsWithItsObjects(t *testing.T) {
+	d := newDomain(t, nil)
+	ekt := newAES(t, d)
+	h, err := d.cache.acquire(t.Context(), ekt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.release()
+	loseKeeper(t, d.t)
+	slot := d.t.slot
+	onSlot := func(slot uint) error {
+		return d.t.onKeeper(t.Context(), func(s *session) error {
+			s.t.slot = slot
+			return s.ensure()
+		})
+	}
+	wantCode(t, "renewing without the slot", onSlot(slot+12345), pkcs11.CKR_SLOT_ID_INVALID)
+	if d.t.epoch.Load() == h.epoch {
+		t.Error("the epoch outlived its objects")
+	}
+	r := newRequest(opEncrypt, h.epoch)
+	r.key = h.object
+	r.input(testIV, nil, []byte("x"), nil, 1+tagSize)
+	if _, err := d.t.lane.do(t.Context(), r); !errors.Is(err, errStale) {
+		t.Errorf("using a handle of the old epoch: %v", err)
+	}
+	if err := onSlot(slot); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+		t.Errorf("after the slot came back: %v", err)
+	}
+}
