@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/asn1"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -13,6 +14,9 @@ import (
 // they must forbid.
 func (s *session) inspect(keys *domainKeys) error {
 	for c, key := range keys.wrap {
+		if err := s.inspectKind(domainKeyRole(c), key, pkcs11.CKK_AES); err != nil {
+			return err
+		}
 		if err := s.inspectFlags(domainKeyRole(c), key, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP); err != nil {
 			return err
 		}
@@ -20,7 +24,29 @@ func (s *session) inspect(keys *domainKeys) error {
 			return err
 		}
 	}
+	if err := s.inspectKind(macRole, keys.mac, pkcs11.CKK_GENERIC_SECRET); err != nil {
+		return err
+	}
 	return s.inspectFlags(macRole, keys.mac, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY)
+}
+
+// inspectKind demands a 256-bit secret key of the type.
+func (s *session) inspectKind(role string, key pkcs11.ObjectHandle, keyType uint) error {
+	for _, a := range []*pkcs11.Attribute{
+		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
+		attr(pkcs11.CKA_KEY_TYPE, keyType),
+		attr(pkcs11.CKA_VALUE_LEN, aesKeySize),
+	} {
+		values, err := s.t.module.p11.GetAttributeValue(s.handle, key, []*pkcs11.Attribute{attr(a.Type, nil)})
+		if err != nil {
+			return fmt.Errorf("inspecting the %s key: %w", role, deviceError("reading its kind", err))
+		}
+		if len(values) != 1 || !bytes.Equal(values[0].Value, a.Value) {
+			return fmt.Errorf("%w: the %s key is no 256-bit key of its type (attribute 0x%X is %x); it was not made by Trent: do not use this token before you know why",
+				ErrDomainConflict, role, a.Type, values[0].Value)
+		}
+	}
+	return nil
 }
 
 func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uint) error {
@@ -69,20 +95,33 @@ func (s *session) inspectLock(c keyClass, key pkcs11.ObjectHandle) error {
 		attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_SENSITIVE, false), attr(pkcs11.CKA_TOKEN, true),
 	}
 	if c != classPrivate {
-		bad = append(bad, attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_DERIVE, true), attr(pkcs11.CKA_MODIFIABLE, true))
+		other := uint(pkcs11.CKK_GENERIC_SECRET)
+		if c == classGeneric {
+			other = pkcs11.CKK_AES
+		}
+		bad = append(bad, attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_DERIVE, true),
+			attr(pkcs11.CKA_MODIFIABLE, true), attr(pkcs11.CKA_KEY_TYPE, other))
 	}
 	for _, forbidden := range bad {
 		object, err := s.unwrap(c, key, wrapped, altered(good, forbidden))
 		if err == nil {
 			s.destroy(object)
-			return fmt.Errorf("%w: the %s key unwraps objects with attribute 0x%X = %t, so a PIN holder could take backing keys out; it was not made by Trent, or the device ignores unwrap templates",
-				ErrDomainConflict, domainKeyRole(c), forbidden.Type, forbidden.Value[0] != 0)
+			return fmt.Errorf("%w: the %s key unwraps objects with attribute 0x%X = %x, so a PIN holder could take backing keys out; it was not made by Trent, or the device ignores unwrap templates",
+				ErrDomainConflict, domainKeyRole(c), forbidden.Type, forbidden.Value)
 		}
-		if code, ok := codeOf(err); ok && classify(code) != classOther && classify(code) != classData {
+		if code, ok := codeOf(err); !ok || !slices.Contains(templateRefusals, code) {
 			return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
 		}
 	}
 	return nil
+}
+
+// templateRefusals are the codes by which devices say that a template is not
+// to be had (PKCS#11 §5.1); any other may come from a device that is ill.
+var templateRefusals = []uint{
+	pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_TEMPLATE_INCOMPLETE,
+	pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID,
+	pkcs11.CKR_ACTION_PROHIBITED,
 }
 
 // altered returns template with one attribute replaced.

@@ -56,18 +56,39 @@ const slow = 1
 func (l *lane) work(s *session) {
 	defer s.close()
 	served := make([]*request, 0, l.batch)
-	for r := range l.queue {
-		if r.state.Load() == waiting {
-			s.run(r)
+	for {
+		r, open := l.next(len(served) == 0)
+		if r != nil {
+			if r.state.Load() == waiting {
+				s.run(r)
+			}
+			served = append(served, r)
 		}
-		served = append(served, r)
-		if len(served) == l.batch || len(l.queue) == 0 {
+		if r == nil || len(served) == l.batch {
 			for _, r := range served {
 				r.answer()
 			}
 			served = served[:0]
 			runtime.Gosched()
 		}
+		if !open {
+			return
+		}
+	}
+}
+
+// next takes a request from the queue. A worker that owes answers does not
+// wait: another worker may have taken the request that it saw coming.
+func (l *lane) next(wait bool) (r *request, open bool) {
+	if wait {
+		r, open = <-l.queue
+		return r, open
+	}
+	select {
+	case r, open = <-l.queue:
+		return r, open
+	default:
+		return nil, true
 	}
 }
 
