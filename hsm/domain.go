@@ -222,12 +222,12 @@ func (s *session) attribute(object pkcs11.ObjectHandle, kind uint) ([]byte, erro
 	return values[0].Value, nil
 }
 
-// flag says whether a boolean attribute is want; a device that does not know
-// the attribute is not blamed for it.
+// flag says whether a boolean attribute is known to be want: of a device that
+// does not know the attribute nothing is claimed.
 func (s *session) flag(object pkcs11.ObjectHandle, kind uint, want bool) (bool, error) {
 	value, err := s.attribute(object, kind)
 	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID {
-		return true, nil
+		return false, nil
 	}
 	if err != nil {
 		return false, err

@@ -49,6 +49,10 @@ func (s *session) inspectKind(role string, key pkcs11.ObjectHandle, keyType uint
 	return nil
 }
 
+// histories are attributes that only tell of a key's past. A device may lack
+// them; those that protect a key it must show.
+var histories = []uint{pkcs11.CKA_LOCAL, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE}
+
 func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uint) error {
 	wanted := append(usage(uses...),
 		attr(pkcs11.CKA_PRIVATE, true),
@@ -61,6 +65,13 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uin
 	)
 	for _, a := range wanted {
 		ok, err := s.flag(key, a.Type, a.Value[0] != 0)
+		if err == nil && !ok && slices.Contains(histories, a.Type) {
+			_, err = s.attribute(key, a.Type)
+			code, _ := codeOf(err)
+			if ok = code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID; ok {
+				err = nil
+			}
+		}
 		if err != nil {
 			return fmt.Errorf("inspecting the %s key: %w", role, err)
 		}
