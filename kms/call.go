@@ -104,8 +104,12 @@ func (s *Service) Do(ctx context.Context, call *Call, run func() ([]byte, error)
 			return answer, nil
 		}
 		clear(answer) // may hold plaintext
-		if !errors.Is(err, errOvertaken) || attempt >= attempts {
+		if !errors.Is(err, errOvertaken) {
 			return nil, err
+		}
+		if attempt >= attempts { // the records so far say success
+			call.recorded = false
+			return nil, s.finish(ctx, call, fmt.Errorf("%s: %w", call.Operation, store.ErrConflict))
 		}
 		if err := s.restart(ctx, call); err != nil {
 			return nil, s.finish(ctx, call, err)
