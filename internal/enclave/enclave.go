@@ -50,6 +50,24 @@ type Config struct {
 
 	// LeafKey is the key of the last certificate. Nil means a new P-384 key.
 	LeafKey crypto.Signer
+
+	// Seed makes the same chain each time, for fuzzing: its processes must
+	// agree on the chain, and an input that fails must fail again. "" means a
+	// new one.
+	Seed string
+}
+
+// key is the key of a level.
+func (cfg Config) key(t testing.TB, level int) crypto.Signer {
+	t.Helper()
+	switch {
+	case level == Leaf && cfg.LeafKey != nil:
+		return cfg.LeafKey
+	case cfg.Seed != "":
+		scalar := sha512.Sum384(fmt.Appendf(nil, "%s %d", cfg.Seed, level))
+		return must(ecdsa.ParseRawPrivateKey(elliptic.P384(), scalar[:]))(t)
+	}
+	return must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))(t)
 }
 
 // Enclave is an enclave with its chain.
@@ -71,11 +89,12 @@ func New(t testing.TB, cfg Config) *Enclave {
 	e := &Enclave{Key: must(readerKey())(t)}
 	var issuer *x509.Certificate
 	var issuerKey crypto.Signer
+	random := rand.Reader
+	if cfg.Seed != "" {
+		random = nil // ECDSA as in RFC 6979
+	}
 	for level := range levels {
-		key := crypto.Signer(must(ecdsa.GenerateKey(elliptic.P384(), rand.Reader))(t))
-		if level == Leaf && cfg.LeafKey != nil {
-			key = cfg.LeafKey
-		}
+		key := cfg.key(t, level)
 		template := certificate(level, cfg.At)
 		if cfg.Alter != nil {
 			cfg.Alter(level, template)
@@ -83,7 +102,7 @@ func New(t testing.TB, cfg Config) *Enclave {
 		if level == Root {
 			issuer, issuerKey = template, key
 		}
-		e.Chain[level] = must(x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), issuerKey))(t)
+		e.Chain[level] = must(x509.CreateCertificate(random, template, issuer, key.Public(), issuerKey))(t)
 		issuer, issuerKey = must(x509.ParseCertificate(e.Chain[level]))(t), key
 	}
 	e.leaf = issuerKey
