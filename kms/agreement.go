@@ -28,7 +28,7 @@ func (s *Service) DeriveSharedSecret(ctx context.Context, call *Call, in *awskms
 	if in.Recipient != nil {
 		return nil, unsupported("Recipient is not available yet.")
 	}
-	if err := noGrants(in.GrantTokens); err != nil {
+	if err := s.checkGrantTokens(ctx, in.GrantTokens); err != nil {
 		return nil, err
 	}
 	if err := checkPeer(k, in.PublicKey); err != nil {

@@ -32,7 +32,7 @@ func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInp
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, nil}); err != nil {
+	if err := s.checkUse(ctx, call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, nil}); err != nil {
 		return nil, err
 	}
 	if err := checkSize(k, in.EncryptionAlgorithm, in.Plaintext); err != nil {
@@ -103,7 +103,7 @@ func (s *Service) ReEncrypt(ctx context.Context, call *Call, in *awskms.ReEncryp
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens, nil}); err != nil {
+	if err := s.checkUse(ctx, call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens, nil}); err != nil {
 		return nil, err
 	}
 	plaintext, fromMaterial, err := s.openSource(ctx, from, &source)
@@ -154,7 +154,7 @@ type use struct {
 }
 
 // checkUse refuses what the key or this release cannot do.
-func checkUse(call *Call, k *key, u use) error {
+func (s *Service) checkUse(ctx context.Context, call *Call, k *key, u use) error {
 	if err := checkUsage(call, k, types.KeyUsageTypeEncryptDecrypt, string(u.algorithm)); err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func checkUse(call *Call, k *key, u use) error {
 	if u.recipient != nil {
 		return unsupported("Recipient is not available yet.")
 	}
-	return noGrants(u.grantTokens)
+	return s.checkGrantTokens(ctx, u.grantTokens)
 }
 
 // dryRun answers a call that would have succeeded if it is only a rehearsal.
@@ -265,7 +265,7 @@ func (s *Service) authorizeSource(ctx context.Context, call *Call, action string
 	if k.Usage != string(types.KeyUsageTypeEncryptDecrypt) {
 		return nil, incorrectKey()
 	}
-	return k, checkUse(call, k, from.use)
+	return k, s.checkUse(ctx, call, k, from.use)
 }
 
 func (s *Service) sourceKey(ctx context.Context, call *Call, action string, from *source) (*key, error) {
