@@ -26,7 +26,7 @@ func (s *Service) DeriveSharedSecret(ctx context.Context, call *Call, in *awskms
 	if err := checkUsage(call, k, types.KeyUsageTypeKeyAgreement, string(in.KeyAgreementAlgorithm)); err != nil {
 		return nil, err
 	}
-	if err := noGrants(in.GrantTokens); err != nil {
+	if err := s.checkGrantTokens(ctx, in.GrantTokens); err != nil {
 		return nil, err
 	}
 	if err := checkPeer(k, in.PublicKey); err != nil {

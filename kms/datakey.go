@@ -56,7 +56,7 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, call *Cal
 
 // dataKey costs two HSM operations: random, encrypt.
 func (s *Service) dataKey(ctx context.Context, call *Call, k *key, spec types.DataKeySpec, bytes *int32, u use, rehearsal *bool) (plaintext, sealed []byte, err error) {
-	if err := checkUse(call, k, u); err != nil {
+	if err := s.checkUse(ctx, call, k, u); err != nil {
 		return nil, nil, err
 	}
 	size, err := dataKeySize(spec, bytes)

@@ -61,7 +61,7 @@ func (s *Service) dataKeyPair(ctx context.Context, call *Call, keyID string, spe
 	if err != nil {
 		return nil, dataKeyPair{}, err
 	}
-	if err := checkUse(call, k, u); err != nil {
+	if err := s.checkUse(ctx, call, k, u); err != nil {
 		return nil, dataKeyPair{}, err
 	}
 	if keySpecs[types.KeySpec(spec)].usages == nil {

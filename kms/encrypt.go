@@ -32,7 +32,7 @@ func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInp
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens}); err != nil {
+	if err := s.checkUse(ctx, call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens}); err != nil {
 		return nil, err
 	}
 	if err := checkSize(k, in.EncryptionAlgorithm, in.Plaintext); err != nil {
@@ -109,7 +109,7 @@ func (s *Service) ReEncrypt(ctx context.Context, call *Call, in *awskms.ReEncryp
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens}); err != nil {
+	if err := s.checkUse(ctx, call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens}); err != nil {
 		return nil, err
 	}
 	plaintext, fromMaterial, err := s.openSource(ctx, from, &source)
@@ -159,7 +159,7 @@ type use struct {
 }
 
 // checkUse refuses what the key or this release cannot do.
-func checkUse(call *Call, k *key, u use) error {
+func (s *Service) checkUse(ctx context.Context, call *Call, k *key, u use) error {
 	if err := checkUsage(call, k, types.KeyUsageTypeEncryptDecrypt, string(u.algorithm)); err != nil {
 		return err
 	}
@@ -173,7 +173,7 @@ func checkUse(call *Call, k *key, u use) error {
 	if size > maxContext {
 		return validation("The encryption context has %d bytes; %d are allowed.", size, maxContext)
 	}
-	return noGrants(u.grantTokens)
+	return s.checkGrantTokens(ctx, u.grantTokens)
 }
 
 // dryRun answers a call that would have succeeded if it is only a rehearsal.
@@ -267,7 +267,7 @@ func (s *Service) authorizeSource(ctx context.Context, call *Call, action string
 	if k.Usage != string(types.KeyUsageTypeEncryptDecrypt) {
 		return nil, incorrectKey()
 	}
-	if err := checkUse(call, k, from.use); err != nil {
+	if err := s.checkUse(ctx, call, k, from.use); err != nil {
 		return nil, err
 	}
 	_, err = s.attested(call)

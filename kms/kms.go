@@ -68,6 +68,8 @@ type Service struct {
 	cache   *cache
 	budgets *budgets
 	usages  *usages
+
+	grantLanes [grantLaneCount]chan struct{}
 }
 
 // New returns a Service. It starts nothing; see Run.
@@ -103,6 +105,9 @@ func New(cfg Config) (*Service, error) {
 		usages:  newUsages(cfg.DB),
 	}
 	s.budgets.renew = s.renew
+	for i := range s.grantLanes {
+		s.grantLanes[i] = make(chan struct{}, 1)
+	}
 	return s, nil
 }
 

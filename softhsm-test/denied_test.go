@@ -46,6 +46,11 @@ func wellFormed(keyID string, blob []byte) map[string]any {
 		"EnableKeyRotation":                   key, "DisableKeyRotation": key, "GetKeyRotationStatus": key,
 		"RotateKeyOnDemand": key, "ListKeyRotations": key, "GetKeyLastUsage": key, "DeleteImportedKeyMaterial": key,
 		"GetParametersForImport": with(map[string]any{"WrappingAlgorithm": "RSAES_OAEP_SHA_1", "WrappingKeySpec": "RSA_2048"}),
+		"CreateGrant":            with(map[string]any{"GranteePrincipal": *userARN("app"), "Operations": []any{"Encrypt"}}),
+		"ListGrants":             key,
+		"ListRetirableGrants":    map[string]any{"RetiringPrincipal": *userARN("app")},
+		"RetireGrant":            with(map[string]any{"GrantId": strings.Repeat("0", 64)}),
+		"RevokeGrant":            with(map[string]any{"GrantId": strings.Repeat("0", 64)}),
 		"ImportKeyMaterial":      with(map[string]any{"ImportToken": blob, "EncryptedKeyMaterial": blob, "ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE"}),
 	}
 }

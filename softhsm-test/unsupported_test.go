@@ -21,13 +21,13 @@ var built = []string{
 	"GenerateMac", "GetPublicKey", "Sign", "Verify", "VerifyMac",
 	"DisableKeyRotation", "EnableKeyRotation", "GetKeyLastUsage", "GetKeyRotationStatus", "ListKeyRotations", "RotateKeyOnDemand",
 	"DeleteImportedKeyMaterial", "GetParametersForImport", "ImportKeyMaterial",
+	"CreateGrant", "ListGrants", "ListRetirableGrants", "RetireGrant", "RevokeGrant",
 }
 
 // unbuilt lists the rest of AWS's 56 operations.
 var unbuilt = []string{
-	"ConnectCustomKeyStore", "CreateCustomKeyStore", "CreateGrant", "DeleteCustomKeyStore",
-	"DescribeCustomKeyStores", "DisconnectCustomKeyStore", "ListGrants",
-	"ListRetirableGrants", "ReplicateKey", "RetireGrant", "RevokeGrant",
+	"ConnectCustomKeyStore", "CreateCustomKeyStore", "DeleteCustomKeyStore",
+	"DescribeCustomKeyStores", "DisconnectCustomKeyStore", "ReplicateKey",
 	"UpdateCustomKeyStore", "UpdatePrimaryRegion",
 }
 
