@@ -27,8 +27,7 @@ func TestEveryConstraint(t *testing.T) {
 	built, _ := operationTable(t)
 	var all []badRequest
 	for _, operation := range built {
-		g := generator{model: modelOf(t), operation: operation, keyID: keyID, patterns: map[string]*regexp.Regexp{}}
-		made := g.generate(t)
+		made := newGenerator(t, operation, keyID).generate(t)
 		if len(made) < 10 {
 			t.Errorf("%s: only %d bad requests", operation, len(made))
 		}
