@@ -316,6 +316,7 @@ func (g *generator) malformed(t testing.TB, base map[string]any) {
 		"a list": "[" + good + "]", "a string": `"` + marker + `"`, "a number": "7", "null": "null", "text": marker,
 		"member twice":  `{"KeyId":"` + g.keyID + `","KeyId":"` + secret + `"}`,
 		"invalid UTF-8": "{\"KeyId\":\"\xff\"}", "lone surrogate": `{"KeyId":"\ud800"}`, "no quotes": "{KeyId:1}",
+		"deep": strings.Repeat(`{"a":`, 20000) + "1" + strings.Repeat("}", 20000),
 	} {
 		g.out = append(g.out, badRequest{operation: g.operation, what: "body: " + what, body: []byte(body), code: "SerializationException"})
 	}

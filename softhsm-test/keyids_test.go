@@ -83,12 +83,6 @@ func (s *stage) mac() []byte {
 		KeyId: s.key.KeyId, MacAlgorithm: "HMAC_SHA_256", Message: []byte("m")}))(s.t).Mac
 }
 
-func (s *stage) parcel() (token, material []byte) {
-	p := must(s.c.GetParametersForImport(context.Background(), &kms.GetParametersForImportInput{
-		KeyId: s.key.KeyId, WrappingAlgorithm: types.AlgorithmSpecRsaesOaepSha1, WrappingKeySpec: types.WrappingKeySpecRsa2048}))(s.t)
-	return p.ImportToken, wrapped(s.t, types.AlgorithmSpecRsaesOaepSha1, p.PublicKey, []byte(strings.Repeat("k", 32)))
-}
-
 func (s *stage) administrator() *string { return aws.String("arn:aws:iam::" + account + ":root") }
 
 // grant is one on the key, or as long as there are none, a name for one.

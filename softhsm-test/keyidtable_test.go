@@ -63,8 +63,8 @@ var keyIDCalls = []keyIDCall{
 	}},
 	{"GetPublicKey", "KeyId", aSigningKey, func(*stage) any { return &kms.GetPublicKeyInput{} }},
 	{"ImportKeyMaterial", "KeyId", anExternalKey, func(s *stage) any {
-		token, material := s.parcel()
-		return &kms.ImportKeyMaterialInput{ImportToken: token, EncryptedKeyMaterial: material,
+		p := parcelFor(s.t, s.c, s.key, types.AlgorithmSpecRsaesOaepSha1)
+		return &kms.ImportKeyMaterialInput{ImportToken: p.token, EncryptedKeyMaterial: p.wrap(s.t, make([]byte, 32)),
 			ExpirationModel: types.ExpirationModelTypeKeyMaterialDoesNotExpire}
 	}},
 	{"ListAliases", "KeyId", aKey, func(*stage) any { return &kms.ListAliasesInput{} }},

@@ -117,14 +117,14 @@ type importParcel struct {
 	public *rsa.PublicKey
 }
 
-func parcelFor(t *testing.T, c *kms.Client, key *types.KeyMetadata, algorithm types.AlgorithmSpec) importParcel {
+func parcelFor(t testing.TB, c *kms.Client, key *types.KeyMetadata, algorithm types.AlgorithmSpec) importParcel {
 	t.Helper()
 	out := must(c.GetParametersForImport(context.Background(), &kms.GetParametersForImportInput{
 		KeyId: key.KeyId, WrappingAlgorithm: algorithm, WrappingKeySpec: types.WrappingKeySpecRsa2048}))(t)
 	return importParcel{key, out.ImportToken, must(x509.ParsePKIXPublicKey(out.PublicKey))(t).(*rsa.PublicKey)}
 }
 
-func (p importParcel) wrap(t *testing.T, material []byte) []byte {
+func (p importParcel) wrap(t testing.TB, material []byte) []byte {
 	t.Helper()
 	return must(rsa.EncryptOAEP(sha1.New(), rand.Reader, p.public, material, nil))(t)
 }
@@ -158,7 +158,7 @@ func TestWrongWrapping(t *testing.T) {
 		"another wrapping key":           {again, good},
 		"OAEP with SHA-256":              {direct, must(rsa.EncryptOAEP(sha256.New(), rand.Reader, direct.public, material, nil))(t)},
 		"OAEP with a label":              {direct, must(rsa.EncryptOAEP(sha1.New(), rand.Reader, direct.public, material, []byte("l")))(t)},
-		"PKCS #1 v1.5":                   {direct, must(rsa.EncryptPKCS1v15(rand.Reader, direct.public, material))(t)},
+		"PKCS #1 v1.5":                   {direct, must(rsa.EncryptPKCS1v15(rand.Reader, direct.public, material))(t)}, //nolint:staticcheck // what must be refused
 		"not wrapped":                    {direct, material},
 		"not wrapped, of the right size": {direct, bytes.Repeat([]byte{1}, 256)},
 		"above the modulus":              {direct, bytes.Repeat([]byte{0xff}, 256)},

@@ -21,7 +21,7 @@ import (
 // broken by itself, through the wire. Each such request is refused with AWS's
 // error, recorded once, and changes nothing.
 func TestEveryConstraint(t *testing.T) {
-	const atLeast = 2300 // fewer mean that the generator has lost some
+	const atLeast = 2400 // fewer mean that the generator has lost some
 	d := shared(t)
 	keyID := *createKey(t, d.client(t)).KeyId
 	built, _ := operationTable(t)
