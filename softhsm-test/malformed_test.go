@@ -67,6 +67,16 @@ var (
 func TestMalformedPeers(t *testing.T) {
 	d := shared(t)
 	key := kindOf(t, d.client(t), types.KeySpecEccNistP256, agrees)
+	var all []refusal
+	for what, peer := range malformedPeers(t) {
+		all = append(all, refusal{what, "DeriveSharedSecret",
+			map[string]any{"KeyId": *key.KeyId, "KeyAgreementAlgorithm": "ECDH", "PublicKey": peer}, "ValidationException", "-"})
+	}
+	refuseAll(t, d, all)
+}
+
+func malformedPeers(t *testing.T) map[string][]byte {
+	t.Helper()
 	point := must(ecdh.P256().GenerateKey(rand.Reader))(t).PublicKey().Bytes()
 	spki := func(algorithm, bits []byte) []byte { return der(0x30, algorithm, der(0x03, bits)) }
 	named := der(0x30, oidECPublicKey, oidP256)
@@ -102,12 +112,7 @@ func TestMalformedPeers(t *testing.T) {
 			peers[fmt.Sprintf("bit %d.%d flipped", i, bit)] = flipped
 		}
 	}
-	var all []refusal
-	for what, peer := range peers {
-		all = append(all, refusal{what, "DeriveSharedSecret",
-			map[string]any{"KeyId": *key.KeyId, "KeyAgreementAlgorithm": "ECDH", "PublicKey": peer}, "ValidationException", "-"})
-	}
-	refuseAll(t, d, all)
+	return peers
 }
 
 // A parcel is what GetParametersForImport has answered, and a way to fill it.
