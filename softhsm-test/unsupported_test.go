@@ -63,31 +63,14 @@ func TestUnbuiltOperations(t *testing.T) {
 func TestUnsupportedOptions(t *testing.T) {
 	c := shared(t).client(t)
 	ctx := context.Background()
-	key := createKey(t, c)
-	blob := encrypt(t, c, *key.KeyId, marker, nil)
 	create := func(in kms.CreateKeyInput) func() error {
 		return func() error { _, err := c.CreateKey(ctx, &in); return err }
-	}
-	recipient := &types.RecipientInfo{
-		AttestationDocument: []byte("x"), KeyEncryptionAlgorithm: types.KeyEncryptionMechanismRsaesOaepSha256,
 	}
 	for name, do := range map[string]func() error{
 		"multi-region":     create(kms.CreateKeyInput{MultiRegion: aws.Bool(true)}),
 		"CloudHSM origin":  create(kms.CreateKeyInput{Origin: types.OriginTypeAwsCloudhsm, CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
 		"custom key store": create(kms.CreateKeyInput{CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
 		"external store":   create(kms.CreateKeyInput{Origin: types.OriginTypeExternalKeyStore, XksKeyId: aws.String("k"), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
-		"Decrypt Recipient": func() error {
-			_, err := c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, Recipient: recipient})
-			return err
-		},
-		"GenerateDataKey Recipient": func() error {
-			_, err := c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: "AES_256", Recipient: recipient})
-			return err
-		},
-		"GenerateRandom Recipient": func() error {
-			_, err := c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), Recipient: recipient})
-			return err
-		},
 		"GenerateRandom store": func() error {
 			_, err := c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")})
 			return err
