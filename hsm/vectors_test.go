@@ -274,7 +274,12 @@ func TestVectorsECDSA(t *testing.T) {
 		}
 		count++
 		integer := func(name string) *big.Int { return new(big.Int).SetBytes(unhex(t, even(v[name]))) }
-		public := &ecdsa.PublicKey{Curve: k.curve, X: integer("Qx"), Y: integer("Qy")}
+		size := (k.curve.Params().BitSize + 7) / 8
+		point := append([]byte{4}, integer("Qx").FillBytes(make([]byte, size))...)
+		public, err := ecdsa.ParseUncompressedPublicKey(k.curve, append(point, integer("Qy").FillBytes(make([]byte, size))...))
+		if err != nil {
+			t.Fatal(err)
+		}
 		spki, err := x509.MarshalPKIXPublicKey(public)
 		if err != nil {
 			t.Fatal(err)
