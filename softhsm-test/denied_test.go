@@ -45,6 +45,7 @@ func wellFormed(keyID string, blob []byte) map[string]any {
 		"GenerateDataKeyPairWithoutPlaintext": with(map[string]any{"KeyPairSpec": "ECC_NIST_P256"}),
 		"EnableKeyRotation":                   key, "DisableKeyRotation": key, "GetKeyRotationStatus": key,
 		"RotateKeyOnDemand": key, "ListKeyRotations": key, "GetKeyLastUsage": key, "DeleteImportedKeyMaterial": key,
+		"ReplicateKey": with(map[string]any{"ReplicaRegion": otherRegion}), "UpdatePrimaryRegion": with(map[string]any{"PrimaryRegion": otherRegion}),
 		"GetParametersForImport": with(map[string]any{"WrappingAlgorithm": "RSAES_OAEP_SHA_1", "WrappingKeySpec": "RSA_2048"}),
 		"ImportKeyMaterial":      with(map[string]any{"ImportToken": blob, "EncryptedKeyMaterial": blob, "ExpirationModel": "KEY_MATERIAL_DOES_NOT_EXPIRE"}),
 	}

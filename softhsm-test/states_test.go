@@ -158,6 +158,14 @@ var keyStateTable = []struct {
 		_, err := s.c.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: &s.id})
 		return err
 	}},
+	{"ReplicateKey", unsupported, disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: &s.id, ReplicaRegion: aws.String(otherRegion)})
+		return err
+	}},
+	{"UpdatePrimaryRegion", unsupported, disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.UpdatePrimaryRegion(ctx, &kms.UpdatePrimaryRegionInput{KeyId: &s.id, PrimaryRegion: aws.String(otherRegion)})
+		return err
+	}},
 	{"CancelKeyDeletion", invalid, invalid, "", invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &s.id})
 		return err
@@ -168,7 +176,7 @@ const (
 	disabled = "DisabledException"
 	invalid  = "KMSInvalidStateException"
 
-	unsupported = "UnsupportedOperationException" // by the key's origin
+	unsupported = "UnsupportedOperationException" // by the key's origin, or because it is a single-Region key
 	noBlob      = "no ciphertext can exist"
 )
 
@@ -177,8 +185,12 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	t.Helper()
 	ctx := context.Background()
 	key := createKey(t, c)
-	if state == "PendingImport" {
+	switch state {
+	case "PendingImport":
 		key = externalKey(t, c)
+	case "PendingReplicaDeletion":
+		key = must(c.CreateKey(ctx, &kms.CreateKeyInput{MultiRegion: aws.Bool(true)}))(t).KeyMetadata
+		must(c.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: key.KeyId, ReplicaRegion: aws.String(otherRegion)}))(t)
 	}
 	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare}
 	if state != "PendingImport" {
@@ -190,7 +202,7 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	switch state {
 	case "Disabled":
 		must(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &s.id}))(t)
-	case "PendingDeletion":
+	case "PendingDeletion", "PendingReplicaDeletion":
 		must(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &s.id}))(t)
 	}
 	return s
@@ -202,6 +214,7 @@ func TestKeyStates(t *testing.T) {
 	for _, row := range keyStateTable {
 		for state, want := range map[string]string{
 			"Enabled": row.enabled, "Disabled": row.disabled, "PendingDeletion": row.pending, "PendingImport": row.awaiting,
+			"PendingReplicaDeletion": row.pending,
 		} {
 			if want == noBlob {
 				continue
