@@ -27,7 +27,7 @@ func mechanism(m uint) []*pkcs11.Mechanism {
 }
 
 // GenerateAES makes an AES-256 backing key in the HSM and returns it wrapped.
-func (d *Domain) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
+func (d *Member) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 	sp := specs["SYMMETRIC_DEFAULT"]
 	var ekt EKT
 	var made Provenance
@@ -79,7 +79,7 @@ func (s *session) provenance(key pkcs11.ObjectHandle, mechanism uint) (Provenanc
 // ImportSecret wraps a secret of 32 to 64 bytes as a generic secret, for
 // HMAC. It is the one key that begins in this process's memory; the copy made
 // here is wiped, the caller wipes its own.
-func (d *Domain) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
+func (d *Member) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 	if len(secret) < minSecret || len(secret) > maxSecret {
 		return nil, fmt.Errorf("%w: a secret has %d to %d bytes", ErrArgument, minSecret, maxSecret)
 	}
@@ -102,13 +102,13 @@ func (d *Domain) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 
 // withCopy runs f on the keeper's worker with a copy of secret, which is wiped
 // when f is done or is not to run any more, even if the caller has gone by then.
-func (d *Domain) withCopy(ctx context.Context, secret []byte, f func(*session, *domainKeys, []byte) error) error {
+func (d *Member) withCopy(ctx context.Context, secret []byte, f func(*session, *domainKeys, []byte) error) error {
 	return d.run(ctx, d.t.keeper, secret, f)
 }
 
 // run runs f on a session of the lane with the handles of the epoch. If ctx
 // ends first f still runs to its end, so f must clean up after itself.
-func (d *Domain) run(ctx context.Context, on *lane, secret []byte, f func(*session, *domainKeys, []byte) error) error {
+func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*session, *domainKeys, []byte) error) error {
 	for try := 0; ; try++ {
 		keys, err := d.current(ctx)
 		if err != nil {
@@ -130,7 +130,7 @@ func (d *Domain) run(ctx context.Context, on *lane, secret []byte, f func(*sessi
 }
 
 // onKeeper runs f on the keeper's worker with the handles of the epoch.
-func (d *Domain) onKeeper(ctx context.Context, f func(*session, *domainKeys) error) error {
+func (d *Member) onKeeper(ctx context.Context, f func(*session, *domainKeys) error) error {
 	return d.withCopy(ctx, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
 }
 
@@ -204,7 +204,7 @@ var classUses = map[keyClass][]uint{
 }
 
 // load is the handle cache's: it must not depend on any caller's context.
-func (d *Domain) load(ekt EKT, victim *handle) (object pkcs11.ObjectHandle, epoch uint64, err error) {
+func (d *Member) load(ekt EKT, victim *handle) (object pkcs11.ObjectHandle, epoch uint64, err error) {
 	k, err := ekt.parse()
 	if err == nil && len(classUses[k.class]) == 0 {
 		err = fmt.Errorf("%w: %s keys have no use here", ErrArgument, k.class)
@@ -213,7 +213,7 @@ func (d *Domain) load(ekt EKT, victim *handle) (object pkcs11.ObjectHandle, epoc
 }
 
 // loadPrivate is load for names that privateName made.
-func (d *Domain) loadPrivate(name EKT, victim *handle) (object pkcs11.ObjectHandle, epoch uint64, err error) {
+func (d *Member) loadPrivate(name EKT, victim *handle) (object pkcs11.ObjectHandle, epoch uint64, err error) {
 	k, err := name[1:].parse()
 	return d.loadFor(k, err, victim, useFlags[Use(name[0])])
 }
@@ -223,7 +223,7 @@ func privateName(use Use, ekt EKT) EKT {
 	return append(EKT{byte(use)}, ekt...)
 }
 
-func (d *Domain) loadFor(k keyToken, err error, victim *handle, uses []uint) (object pkcs11.ObjectHandle, epoch uint64, _ error) {
+func (d *Member) loadFor(k keyToken, err error, victim *handle, uses []uint) (object pkcs11.ObjectHandle, epoch uint64, _ error) {
 	keys, currentErr := d.current(background)
 	if err = errors.Join(err, currentErr); err != nil {
 		d.destroyIfAny(victim)
@@ -242,7 +242,7 @@ func (d *Domain) loadFor(k keyToken, err error, victim *handle, uses []uint) (ob
 	return object, epoch, err
 }
 
-func (d *Domain) destroyIfAny(h *handle) {
+func (d *Member) destroyIfAny(h *handle) {
 	if h != nil {
 		d.destroy(h)
 	}
@@ -250,7 +250,7 @@ func (d *Domain) destroyIfAny(h *handle) {
 
 // destroy is the handle cache's; it may be called by a worker, so it waits for
 // nothing.
-func (d *Domain) destroy(h *handle) {
+func (d *Member) destroy(h *handle) {
 	go func() {
 		_ = d.t.onKeeperWaiting(func(s *session) error {
 			if h.epoch == s.t.epoch.Load() {

@@ -17,7 +17,7 @@ const maxPKCS8 = 4096
 // GenerateDataKeyPair: a PKCS #8 PrivateKeyInfo and a SubjectPublicKeyInfo in
 // DER. The HSM keeps nothing. The private half is the caller's to wipe. It
 // returns *UnsupportedError for what the device cannot make.
-func (d *Domain) GenerateDataKeyPair(ctx context.Context, spec string) (privatePKCS8, publicSPKI []byte, err error) {
+func (d *Member) GenerateDataKeyPair(ctx context.Context, spec string) (privatePKCS8, publicSPKI []byte, err error) {
 	sp, ok := specs[spec]
 	if !ok || sp.class != classPrivate {
 		return nil, nil, fmt.Errorf("%w: %s is no spec of a key pair", ErrArgument, spec)

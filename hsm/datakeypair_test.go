@@ -69,7 +69,7 @@ func TestGenerateDataKeyPair(t *testing.T) {
 }
 
 // countObjects counts what the application can see on the token.
-func countObjects(t *testing.T, d *Domain) int {
+func countObjects(t *testing.T, d *Member) int {
 	t.Helper()
 	n := 0
 	if err := d.onKeeper(t.Context(), func(s *session, _ *domainKeys) error {

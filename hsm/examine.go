@@ -180,7 +180,7 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 }
 
 // tryKeySpecs makes a few session keys, which are destroyed at once.
-func (r *Report) tryKeySpecs(d *Domain) {
+func (r *Report) tryKeySpecs(d *Member) {
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
 		check := KeySpecCheck{Spec: name, Supported: true}
 		for use := range specs[name].uses {

@@ -12,7 +12,7 @@ import (
 )
 
 // liveObjects counts the domain's session objects on the token.
-func liveObjects(t *testing.T, d *Domain) int {
+func liveObjects(t *testing.T, d *Member) int {
 	t.Helper()
 	n := 0
 	onKeeper(t, d, func(s *session, _ *domainKeys) error {
@@ -101,7 +101,7 @@ func TestHandleInUseIsNeverDestroyed(t *testing.T) {
 }
 
 // hold blocks the lane's workers until the returned function is called.
-func hold(t *testing.T, d *Domain) (release func()) {
+func hold(t *testing.T, d *Member) (release func()) {
 	t.Helper()
 	gate, entered := make(chan struct{}), make(chan struct{})
 	var group sync.WaitGroup

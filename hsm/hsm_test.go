@@ -32,7 +32,7 @@ func openToken(t testing.TB, cfg Config) *Token {
 var testDomain = DomainID{1, 2, 3}
 
 // newDomain makes a domain on a token of its own.
-func newDomain(t testing.TB, change func(*Config)) *Domain {
+func newDomain(t testing.TB, change func(*Config)) *Member {
 	t.Helper()
 	cfg := testConfig(t)
 	if change != nil {
@@ -49,7 +49,7 @@ func newDomain(t testing.TB, change func(*Config)) *Domain {
 	return d
 }
 
-func newAES(t testing.TB, d *Domain) EKT {
+func newAES(t testing.TB, d *Member) EKT {
 	t.Helper()
 	ekt, _, err := d.GenerateAES(t.Context())
 	if err != nil {

@@ -40,7 +40,7 @@ func (w wrapping) parameters() *pkcs11.OAEPParams {
 // GenerateWrappingKey makes an RSA key pair for Import; spec is RSA_2048,
 // RSA_3072 or RSA_4096. The private half can only be wrapped; its copies only
 // unwrap. The public half is a SubjectPublicKeyInfo in DER.
-func (d *Domain) GenerateWrappingKey(ctx context.Context, spec string) (ekt EKT, publicKey []byte, err error) {
+func (d *Member) GenerateWrappingKey(ctx context.Context, spec string) (ekt EKT, publicKey []byte, err error) {
 	sp, err := specFor(spec, UseEncrypt)
 	if err != nil || sp.keyType != pkcs11.CKK_RSA {
 		return nil, nil, fmt.Errorf("%w: %s is no spec of a wrapping key", ErrArgument, spec)
@@ -67,7 +67,7 @@ func (d *Domain) GenerateWrappingKey(ctx context.Context, spec string) (ekt EKT,
 // SupportsImport says whether material of spec, wrapped by AWS's algorithm,
 // can be unwrapped inside this HSM: nil, *UnsupportedError, or ErrArgument for
 // what AWS does not have. Like Supports, it finds out once by trying.
-func (d *Domain) SupportsImport(algorithm, spec string, use Use) error {
+func (d *Member) SupportsImport(algorithm, spec string, use Use) error {
 	sp, err := importable(algorithm, spec, use)
 	if err != nil {
 		return err
@@ -106,7 +106,7 @@ func importable(algorithm, name string, use Use) (spec, error) {
 }
 
 // tryImport imports a key that serves for nothing else.
-func (d *Domain) tryImport(algorithm string) error {
+func (d *Member) tryImport(algorithm string) error {
 	wrappingKey, spki, err := d.GenerateWrappingKey(background, "RSA_2048")
 	if err != nil {
 		return err
@@ -133,7 +133,7 @@ func (d *Domain) tryImport(algorithm string) error {
 	return err
 }
 
-func (d *Domain) tryInner() error {
+func (d *Member) tryInner() error {
 	return d.onMaker(background, func(s *session, _ *domainKeys) error {
 		return s.lacksMechanism("", spec{}, pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKF_UNWRAP)
 	})
@@ -145,7 +145,7 @@ func (d *Domain) tryInner() error {
 // ErrInvalidCiphertext for a bad wrapping, ErrMaterial for material of another
 // type or size, *UnsupportedError where only this process could unwrap it, and
 // ErrArgument for what AWS does not have.
-func (d *Domain) Import(ctx context.Context, wrappingKey EKT, algorithm, spec string, use Use, wrapped []byte) (Material, error) {
+func (d *Member) Import(ctx context.Context, wrappingKey EKT, algorithm, spec string, use Use, wrapped []byte) (Material, error) {
 	sp, err := importable(algorithm, spec, use)
 	if err != nil {
 		return Material{}, err
@@ -160,7 +160,7 @@ func (d *Domain) Import(ctx context.Context, wrappingKey EKT, algorithm, spec st
 	return made, nil
 }
 
-func (d *Domain) importWith(ctx context.Context, wrappingKey EKT, w wrapping, name string, sp spec, use Use, wrapped []byte) (Material, error) {
+func (d *Member) importWith(ctx context.Context, wrappingKey EKT, w wrapping, name string, sp spec, use Use, wrapped []byte) (Material, error) {
 	k, err := wrappingKey.parse()
 	if err != nil {
 		return Material{}, err

@@ -29,14 +29,14 @@ import (
 // importer wraps material as AWS's documentation has it done, by openssl.
 type importer struct {
 	t       testing.TB
-	d       *Domain
+	d       *Member
 	openssl string
 	ekt     EKT
 	public  *rsa.PublicKey
 	spki    []byte
 }
 
-func newImporter(t testing.TB, d *Domain, spec string) *importer {
+func newImporter(t testing.TB, d *Member, spec string) *importer {
 	t.Helper()
 	ekt, spki, err := d.GenerateWrappingKey(t.Context(), spec)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 )
 
 // onKeeper gives a test what a PIN holder has: a logged-in session.
-func onKeeper(t *testing.T, d *Domain, f func(s *session, keys *domainKeys) error) {
+func onKeeper(t *testing.T, d *Member, f func(s *session, keys *domainKeys) error) {
 	t.Helper()
 	if err := d.onKeeper(t.Context(), f); err != nil {
 		t.Fatal(err)

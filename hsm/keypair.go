@@ -24,7 +24,7 @@ type Material struct {
 // wrapped; the key itself is destroyed. A key pair has proved before that its
 // copies serve the use and match the public key. It returns what Supports
 // does for what the device cannot do.
-func (d *Domain) Generate(ctx context.Context, spec string, use Use) (Material, error) {
+func (d *Member) Generate(ctx context.Context, spec string, use Use) (Material, error) {
 	sp, err := specFor(spec, use)
 	if err != nil {
 		return Material{}, err
@@ -43,7 +43,7 @@ func (d *Domain) Generate(ctx context.Context, spec string, use Use) (Material, 
 	return made, nil
 }
 
-func (d *Domain) generateSecret(ctx context.Context, name string, sp spec, _ Use) (Material, error) {
+func (d *Member) generateSecret(ctx context.Context, name string, sp spec, _ Use) (Material, error) {
 	var made Material
 	err := d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
 		if made.EKT, made.Provenance, err = s.generateSecret(sp, keys.wrap[sp.class]); err != nil {
@@ -58,7 +58,7 @@ func (d *Domain) generateSecret(ctx context.Context, name string, sp spec, _ Use
 	return made, nil
 }
 
-func (d *Domain) generatePair(ctx context.Context, name string, sp spec, use Use) (Material, error) {
+func (d *Member) generatePair(ctx context.Context, name string, sp spec, use Use) (Material, error) {
 	var made Material
 	err := d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
 		made, err = s.makePair(keys, name, sp, use)

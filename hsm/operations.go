@@ -16,7 +16,7 @@ const (
 // Encrypt seals plaintext by AES-256-GCM under the backing key in ekt. iv has
 // 12 or 16 bytes and must never repeat under one key. It returns the
 // ciphertext with its 16-byte tag.
-func (d *Domain) Encrypt(ctx context.Context, ekt EKT, iv, aad, plaintext []byte) ([]byte, error) {
+func (d *Member) Encrypt(ctx context.Context, ekt EKT, iv, aad, plaintext []byte) ([]byte, error) {
 	if err := checkIV(iv); err != nil {
 		return nil, err
 	}
@@ -30,7 +30,7 @@ func (d *Domain) Encrypt(ctx context.Context, ekt EKT, iv, aad, plaintext []byte
 // Decrypt opens what Encrypt returned: ciphertext and 16-byte tag. It returns
 // ErrInvalidCiphertext if key, iv, aad or ciphertext is not the one that was
 // sealed. The plaintext is the caller's to wipe.
-func (d *Domain) Decrypt(ctx context.Context, ekt EKT, iv, aad, ciphertext []byte) ([]byte, error) {
+func (d *Member) Decrypt(ctx context.Context, ekt EKT, iv, aad, ciphertext []byte) ([]byte, error) {
 	if err := checkIV(iv); err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (d *Domain) Decrypt(ctx context.Context, ekt EKT, iv, aad, ciphertext []byt
 }
 
 // blame decides whether a refused decryption is the ciphertext's fault.
-func (d *Domain) blame(ctx context.Context, code uint, err error) error {
+func (d *Member) blame(ctx context.Context, code uint, err error) error {
 	switch classify(code) {
 	case classForged:
 		return fmt.Errorf("%w (%s)", ErrInvalidCiphertext, codeName(code))
@@ -81,7 +81,7 @@ func checkIV(iv []byte) error {
 
 // HMAC returns HMAC-SHA-256 (32 bytes) of message under the generic secret in
 // ekt.
-func (d *Domain) HMAC(ctx context.Context, ekt EKT, message []byte) ([]byte, error) {
+func (d *Member) HMAC(ctx context.Context, ekt EKT, message []byte) ([]byte, error) {
 	return d.use(ctx, ekt, classGeneric, func(epoch uint64) *request {
 		r := newRequest(opHMAC, epoch)
 		r.input(nil, nil, message, nil, macSize)
@@ -90,7 +90,7 @@ func (d *Domain) HMAC(ctx context.Context, ekt EKT, message []byte) ([]byte, err
 }
 
 // use runs one request with the secret key in ekt.
-func (d *Domain) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch uint64) *request) ([]byte, error) {
+func (d *Member) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch uint64) *request) ([]byte, error) {
 	if ekt.class() != c {
 		return nil, fmt.Errorf("%w: it holds no %s key", ErrInvalidEKT, c)
 	}
@@ -99,7 +99,7 @@ func (d *Domain) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch 
 
 // useCached runs one request with a cached key, once more if its handle turned
 // out to be stale.
-func (d *Domain) useCached(ctx context.Context, cache *handleCache, on *lane, name EKT, build func(epoch uint64) *request) ([]byte, error) {
+func (d *Member) useCached(ctx context.Context, cache *handleCache, on *lane, name EKT, build func(epoch uint64) *request) ([]byte, error) {
 	for try := 0; ; try++ {
 		h, err := cache.acquire(ctx, name)
 		if errors.Is(err, errStale) && try == 0 {
@@ -130,7 +130,7 @@ func stale(err error) bool {
 
 // Forget has the unwrapped copy of ekt destroyed, if the token holds one: its
 // key was deleted, or has changed. A later use unwraps it again.
-func (d *Domain) Forget(ekt EKT) {
+func (d *Member) Forget(ekt EKT) {
 	d.cache.discard(ekt)
 	if ekt.class() == classPrivate {
 		for use := range useFlags {
@@ -147,7 +147,7 @@ var checkMessage = []byte("Trent check value 1")
 // hash if the key is shorter or longer than that takes) of a constant, computed
 // in the HSM. Equal keys have equal values. It is never the classic
 // check value, which is the base of GCM's authentication key.
-func (d *Domain) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
+func (d *Member) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
 	var value []byte
 	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
 		value, err = s.checkValue(keys, ekt)
@@ -198,7 +198,7 @@ func (s *session) checkValue(keys *domainKeys, ekt EKT) ([]byte, error) {
 }
 
 // Random fills p from the HSM's generator.
-func (d *Domain) Random(ctx context.Context, p []byte) error { return d.t.random(ctx, p) }
+func (d *Member) Random(ctx context.Context, p []byte) error { return d.t.random(ctx, p) }
 
 // randomChunk is how much one call asks for.
 const randomChunk = 4096
@@ -231,7 +231,7 @@ func (l *lane) doFresh(ctx context.Context, t *Token, build func(epoch uint64) *
 
 // Sum returns HMAC-SHA-256 (32 bytes) of message under the domain's MAC key,
 // and that key's generation. It seals database rows and audit batches.
-func (d *Domain) Sum(ctx context.Context, message []byte) (generation uint32, mac []byte, err error) {
+func (d *Member) Sum(ctx context.Context, message []byte) (generation uint32, mac []byte, err error) {
 	mac, err = d.useMACKey(ctx, opHMAC, message, nil)
 	if err != nil {
 		return 0, nil, err
@@ -242,7 +242,7 @@ func (d *Domain) Sum(ctx context.Context, message []byte) (generation uint32, ma
 // Verify checks what Sum returned, in the HSM. It answers false only if
 // message, generation or mac is not what was sealed; an error says nothing
 // about them.
-func (d *Domain) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
+func (d *Member) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
 	if generation != firstGeneration || len(mac) != macSize {
 		return false, nil
 	}
@@ -253,7 +253,7 @@ func (d *Domain) Verify(ctx context.Context, generation uint32, message, mac []b
 	return err == nil, err
 }
 
-func (d *Domain) useMACKey(ctx context.Context, o op, message, mac []byte) ([]byte, error) {
+func (d *Member) useMACKey(ctx context.Context, o op, message, mac []byte) ([]byte, error) {
 	for try := 0; ; try++ {
 		keys, err := d.current(ctx)
 		if err != nil {

@@ -29,7 +29,7 @@ var lacksHash = []uint{pkcs11.CKR_ARGUMENTS_BAD, pkcs11.CKR_MECHANISM_PARAM_INVA
 //
 // Where the device lacks the hash, it does the RSA and the padding is taken
 // off here: what comes out is the caller's own data, never a key of ours.
-func (d *Domain) DecryptRSA(ctx context.Context, ekt EKT, algorithm string, ciphertext []byte) ([]byte, error) {
+func (d *Member) DecryptRSA(ctx context.Context, ekt EKT, algorithm string, ciphertext []byte) ([]byte, error) {
 	hash, ok := oaep[algorithm]
 	if !ok {
 		return nil, fmt.Errorf("%w: there is no algorithm %q here", ErrArgument, algorithm)
@@ -60,7 +60,7 @@ func (d *Domain) DecryptRSA(ctx context.Context, ekt EKT, algorithm string, ciph
 	return d.decryptRSA(ctx, ekt, pkcs11.CKM_RSA_PKCS_OAEP, oaepParameters(algorithm), ciphertext)
 }
 
-func (d *Domain) decryptRSA(ctx context.Context, ekt EKT, mechanism uint, parameters, ciphertext []byte) ([]byte, error) {
+func (d *Member) decryptRSA(ctx context.Context, ekt EKT, mechanism uint, parameters, ciphertext []byte) ([]byte, error) {
 	out, err := d.usePrivate(ctx, UseEncrypt, ekt, func(epoch uint64) *request {
 		r := newRequest(opDecryptRSA, epoch)
 		r.mechanism, r.parameters = mechanism, parameters
@@ -76,7 +76,7 @@ func (d *Domain) decryptRSA(ctx context.Context, ekt EKT, mechanism uint, parame
 	return out, nil
 }
 
-func (d *Domain) decryptRaw(ctx context.Context, ekt EKT, hash crypto.Hash, ciphertext []byte) ([]byte, error) {
+func (d *Member) decryptRaw(ctx context.Context, ekt EKT, hash crypto.Hash, ciphertext []byte) ([]byte, error) {
 	raw, err := d.decryptRSA(ctx, ekt, pkcs11.CKM_RSA_X_509, nil, ciphertext)
 	if err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 // the length of its hash; for ED25519_SHA_512 and ML_DSA_SHAKE_256 it is the
 // message itself. RSA signatures have the modulus's length, ECDSA ones are
 // ASN.1 DER (RFC 3279 §2.2.3).
-func (d *Domain) Sign(ctx context.Context, ekt EKT, algorithm string, digest []byte) ([]byte, error) {
+func (d *Member) Sign(ctx context.Context, ekt EKT, algorithm string, digest []byte) ([]byte, error) {
 	a, err := find(signing, algorithm, ekt)
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func (d *Domain) Sign(ctx context.Context, ekt EKT, algorithm string, digest []b
 }
 
 // usePrivate runs one request with the private key in ekt.
-func (d *Domain) usePrivate(ctx context.Context, use Use, ekt EKT, build func(epoch uint64) *request) ([]byte, error) {
+func (d *Member) usePrivate(ctx context.Context, use Use, ekt EKT, build func(epoch uint64) *request) ([]byte, error) {
 	if ekt.class() != classPrivate {
 		return nil, fmt.Errorf("%w: it holds no private key", ErrInvalidEKT)
 	}
@@ -60,7 +60,7 @@ func ecdsaSignature(raw []byte) ([]byte, error) {
 // MAC returns the HMAC of message under the generic secret in ekt. algorithm
 // is AWS's name, HMAC_SHA_224, _256, _384 or _512; the MAC has 28, 32, 48 or
 // 64 bytes.
-func (d *Domain) MAC(ctx context.Context, ekt EKT, algorithm string, message []byte) ([]byte, error) {
+func (d *Member) MAC(ctx context.Context, ekt EKT, algorithm string, message []byte) ([]byte, error) {
 	a, err := find(macs, algorithm, ekt)
 	if err != nil {
 		return nil, err
@@ -80,7 +80,7 @@ func (d *Domain) MAC(ctx context.Context, ekt EKT, algorithm string, message []b
 // Agree returns the x coordinate of ECDH (SP 800-56A §5.7.1.2) with peer, a
 // SubjectPublicKeyInfo in DER on the key's own curve, else ErrArgument. It has
 // the length of a coordinate and is the caller's to wipe.
-func (d *Domain) Agree(ctx context.Context, ekt EKT, peer []byte) ([]byte, error) {
+func (d *Member) Agree(ctx context.Context, ekt EKT, peer []byte) ([]byte, error) {
 	c, point, err := parsePoint(peer)
 	if err != nil {
 		return nil, err

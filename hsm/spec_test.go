@@ -23,7 +23,7 @@ import (
 	"github.com/trent-kms/trent/internal/testenv"
 )
 
-func newKey(t testing.TB, d *Domain, spec string, use Use) Material {
+func newKey(t testing.TB, d *Member, spec string, use Use) Material {
 	t.Helper()
 	made, err := d.Generate(t.Context(), spec, use)
 	if err != nil {
@@ -358,7 +358,7 @@ func TestUseCopies(t *testing.T) {
 	checkCopy(t, d, "wrapping key", wrapping, []uint{pkcs11.CKA_UNWRAP}, true)
 }
 
-func checkCopy(t *testing.T, d *Domain, name string, ekt EKT, uses []uint, private bool) {
+func checkCopy(t *testing.T, d *Member, name string, ekt EKT, uses []uint, private bool) {
 	t.Helper()
 	k, err := ekt.parse()
 	if err != nil {

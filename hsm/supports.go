@@ -76,7 +76,7 @@ func (t *tried) ask(question string, try func() error) error {
 // AWS has not. The first question about a kind of key pair is answered by
 // making one, later ones from memory. Other errors say that the device could
 // not be asked.
-func (d *Domain) Supports(spec string, use Use) error {
+func (d *Member) Supports(spec string, use Use) error {
 	sp, err := specFor(spec, use)
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func (d *Domain) Supports(spec string, use Use) error {
 	})
 }
 
-func (d *Domain) supportsLike(spec, like string, use Use) error {
+func (d *Member) supportsLike(spec, like string, use Use) error {
 	err := d.Supports(like, use)
 	var unsupported *UnsupportedError
 	if errors.As(err, &unsupported) {
@@ -150,6 +150,6 @@ func (s *session) lacksMechanism(name string, sp spec, m, flags uint) error {
 
 // onMaker runs f where keys are made. If ctx ends first f still runs to its
 // end, so f must clean up after itself.
-func (d *Domain) onMaker(ctx context.Context, f func(*session, *domainKeys) error) error {
+func (d *Member) onMaker(ctx context.Context, f func(*session, *domainKeys) error) error {
 	return d.run(ctx, d.t.maker, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
 }

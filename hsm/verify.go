@@ -17,7 +17,7 @@ var ErrSignature = errors.New("signature does not verify")
 // crypto does not know, such as secp256k1's. publicKey is a key of the spec, a
 // SubjectPublicKeyInfo in DER; digest and signature are as Sign has them. It
 // returns ErrSignature for whatever does not verify.
-func (d *Domain) VerifySignature(ctx context.Context, spec string, publicKey []byte, algorithm string, digest, signature []byte) error {
+func (d *Member) VerifySignature(ctx context.Context, spec string, publicKey []byte, algorithm string, digest, signature []byte) error {
 	sp, err := specFor(spec, UseSign)
 	if err != nil {
 		return err

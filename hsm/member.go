@@ -23,8 +23,11 @@ const firstGeneration uint32 = 1
 // profileLocked: what the domain key unwraps can never be wrapped again.
 const profileLocked = "locked"
 
-// Domain is one deployment's keys on a token. It is safe for concurrent use.
-type Domain struct {
+// Domain is the deployment's keys as its users see them.
+type Domain = Member
+
+// Member is one deployment's keys on one token. It is safe for concurrent use.
+type Member struct {
 	t     *Token
 	id    DomainID
 	cache *handleCache // of secret keys, by EKT
@@ -99,8 +102,8 @@ func domainOfLabel(label string) (id DomainID, ok bool) {
 // OpenDomain finds the domain's objects and proves what they enforce. It
 // refuses a set that is incomplete (ErrNoDomain), and objects that are double
 // or other than CreateDomain makes them (ErrDomainConflict).
-func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Domain, error) {
-	d := &Domain{t: t, id: id}
+func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Member, error) {
+	d := &Member{t: t, id: id}
 	d.cache = d.newCache(d.load)
 	d.private = d.newCache(d.loadPrivate)
 	if _, err := d.current(ctx); err != nil {
@@ -109,7 +112,7 @@ func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Domain, error) {
 	return d, nil
 }
 
-func (d *Domain) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, error)) *handleCache {
+func (d *Member) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, error)) *handleCache {
 	c := newHandleCache(d.t.cfg.HandleCache)
 	c.stats = d.t.stats
 	c.epoch = d.t.epoch.Load
@@ -119,7 +122,7 @@ func (d *Domain) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, 
 }
 
 // current returns the domain's handles, found anew if a new epoch began.
-func (d *Domain) current(ctx context.Context) (*domainKeys, error) {
+func (d *Member) current(ctx context.Context) (*domainKeys, error) {
 	d.mu.Lock()
 	keys := d.keys
 	d.mu.Unlock()
@@ -142,7 +145,7 @@ func (d *Domain) current(ctx context.Context) (*domainKeys, error) {
 }
 
 // find runs on the keeper's worker.
-func (d *Domain) find(s *session) (*domainKeys, error) {
+func (d *Member) find(s *session) (*domainKeys, error) {
 	keys := &domainKeys{epoch: d.t.epoch.Load(), wrap: map[keyClass]pkcs11.ObjectHandle{}}
 	var missing []string
 	for _, c := range keyClasses {
