@@ -241,6 +241,43 @@ func TestReplicaDeletionOrder(t *testing.T) {
 	d.wantChains(t)
 }
 
+// A kill on the way of a replication leaves a replica that all related keys
+// know, or none.
+func TestCrashInReplication(t *testing.T) {
+	d := newDeployment(t, "failpoint")
+	s := d.serve(t)
+	key := multiRegionKey(t, d.client(t), kms.CreateKeyInput{})
+	must(0, s.stop())(t)
+	for point, want := range map[string]int{"change.before_commit": 0, "change.after_commit": 1} {
+		in := otherRegion
+		if want == 1 {
+			in = thirdRegion
+		}
+		err := d.kills(t, point, func(c *kms.Client) error {
+			_, err := c.ReplicateKey(context.Background(), &kms.ReplicateKeyInput{KeyId: key.KeyId, ReplicaRegion: &in})
+			return err
+		})
+		if err == nil {
+			t.Fatal("a dead server answered")
+		}
+		s := d.serve(t)
+		there, err := d.regionClient(t, in).DescribeKey(context.Background(), &kms.DescribeKeyInput{KeyId: key.KeyId})
+		if (err == nil) != (want == 1) {
+			t.Errorf("killed at %s: %+v, %v", point, there, err)
+		}
+		listed := false
+		for _, replica := range describe(t, d.client(t), *key.KeyId).MultiRegionConfiguration.ReplicaKeys {
+			listed = listed || *replica.Region == in
+		}
+		if listed != (want == 1) {
+			t.Errorf("killed at %s: the primary key lists the replica: %v", point, listed)
+		}
+		d.wantNoOrphans(t)
+		d.wantChains(t)
+		must(0, s.stop())(t)
+	}
+}
+
 // A role that was altered behind Trent's back is refused, and counted.
 func TestTamperedRole(t *testing.T) {
 	d := newDeployment(t, "")
