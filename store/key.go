@@ -40,6 +40,9 @@ type Key struct {
 	// Of a multi-Region key, and the same in the rows of all related keys.
 	PrimaryRegion  string
 	ReplicaRegions []string // sorted
+
+	GrantCount int32
+	GrantPages []byte // see grantPage
 }
 
 // KeyRef names a key.
@@ -58,12 +61,13 @@ func (k *Key) columns() []column {
 		{"on_demand_rotations", &k.OnDemandRotations}, {"backing_key_set", &k.BackingKeySet},
 		{"material_missing", &k.MaterialMissing}, {"material_expires", &k.MaterialExpires},
 		{"primary_region", &k.PrimaryRegion}, {"replica_regions", &k.ReplicaRegions},
+		{"grant_count", &k.GrantCount}, {"grant_pages", &k.GrantPages},
 	}
 }
 
 func (k *Key) later() []string {
 	return []string{"rotation_period_days", "next_rotation", "on_demand_rotations", "backing_key_set",
-		"material_missing", "material_expires", "primary_region", "replica_regions"}
+		"material_missing", "material_expires", "primary_region", "replica_regions", "grant_count", "grant_pages"}
 }
 
 var keySQL = statementsFor(&Key{}, "account", "region", "id")
@@ -123,8 +127,8 @@ func (c *Change) UpdateKey(ctx context.Context, k Key) error {
 }
 
 // DeleteKey removes the key of version k.Version with its backing keys, those
-// budgets that no related key shares, and its aliases. What it encrypted
-// cannot be decrypted any more, but by a related key.
+// budgets that no related key shares, its grants and its aliases. What it
+// encrypted cannot be decrypted any more, but by a related key.
 func (c *Change) DeleteKey(_ context.Context, k Key) error {
 	c.touched(k.Account, k.Region, KindKey, k.ID)
 	key := []any{k.Account, k.Region, k.ID}
@@ -136,6 +140,8 @@ func (c *Change) DeleteKey(_ context.Context, k Key) error {
 			AND NOT EXISTS (SELECT FROM backing_keys o WHERE o.id = h.id AND (o.account, o.region) <> ($1, $2))`, key...)
 	c.queue(anyRows, "DELETE FROM backing_keys WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(anyRows, "DELETE FROM key_last_usage WHERE account = $1 AND region = $2 AND key_id = $3", key...)
+	c.queue(anyRows, "DELETE FROM grants WHERE account = $1 AND region = $2 AND key_id = $3", key...)
+	c.queue(anyRows, "DELETE FROM grant_pages WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(aliasesGone(k.Account, k.Region),
 		"DELETE FROM aliases WHERE account = $1 AND region = $2 AND key_id = $3 RETURNING name", key...)
 	c.queue(oneRow, "UPDATE account_regions SET key_count = key_count - 1 WHERE account = $1 AND region = $2",
