@@ -36,6 +36,8 @@ const (
 	callMarkActive
 	callPing
 	callInfo
+	callOpen    // of a worker, before all others: see worker.open
+	callMetrics // of a worker
 	callCount
 )
 

@@ -10,11 +10,27 @@ import (
 // comments say what they do. It is safe for concurrent use.
 type Domain struct {
 	members caller
+	front   *spread // nil for DomainOf's
 }
 
 // DomainOf is the domain of one member in this process, whose token the caller
 // keeps open and closes.
 func DomainOf(m *Member) *Domain { return &Domain{members: m} }
+
+// Close ends the members that OpenDomain opened, and waits for their workers.
+func (d *Domain) Close() {
+	if d.front != nil {
+		d.front.close()
+	}
+}
+
+// Health says how each member is; nothing for DomainOf's.
+func (d *Domain) Health() []MemberHealth {
+	if d.front == nil {
+		return nil
+	}
+	return d.front.health()
+}
 
 // exchange is a call and its reply, recycled: neither is on the stack, since
 // both pass through an interface.
@@ -44,7 +60,9 @@ func (d *Domain) bytes(ctx context.Context, c call) (out []byte, err error) {
 	x := exchanges.Get().(*exchange)
 	x.call = c
 	if err = d.members.do(ctx, &x.call, &x.reply); err == nil {
-		out = x.out
+		if out = x.out; out == nil {
+			out = []byte{} // an empty answer is one
+		}
 	}
 	*x = exchange{}
 	exchanges.Put(x)
