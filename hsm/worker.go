@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -226,6 +227,11 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 		return errors.Join(err, token.Close())
 	}
 	w.token = token
+	if os.Getenv("GOMAXPROCS") == "" {
+		// Calls to the device do not count. More only wakes threads that find
+		// nothing to do: measured, a third of the worker's CPU time.
+		runtime.GOMAXPROCS(min(runtime.NumCPU(), token.cfg.Sessions))
+	}
 	w.member.Store(member)
 	go w.watchMemory()
 	go w.watchDevice()
