@@ -72,7 +72,7 @@ func (s *Service) authorizeSigning(ctx context.Context, call *Call, keyID string
 	if err := checkUsage(call, k, types.KeyUsageTypeSignVerify, string(in.algorithm)); err != nil {
 		return nil, nil, err
 	}
-	if err := noGrants(in.grantTokens); err != nil {
+	if err := s.checkGrantTokens(ctx, in.grantTokens); err != nil {
 		return nil, nil, err
 	}
 	digest, err := in.digest()
@@ -151,7 +151,7 @@ func (s *Service) GetPublicKey(ctx context.Context, call *Call, in *awskms.GetPu
 	if k.spec().keyType != asymmetricKey {
 		return nil, unsupported("%s key spec is %s which is not valid for GetPublicKey.", k.arn, k.Spec)
 	}
-	if err := noGrants(in.GrantTokens); err != nil {
+	if err := s.checkGrantTokens(ctx, in.GrantTokens); err != nil {
 		return nil, err
 	}
 	algorithms := k.algorithmLists()
