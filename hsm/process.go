@@ -3,6 +3,7 @@ package hsm
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -141,8 +142,8 @@ func relay(stderr *os.File, log *slog.Logger) {
 		if len(line) > 0 {
 			relayLine(line, log)
 		}
-		if err != nil && err != bufio.ErrBufferFull {
-			if err != io.EOF {
+		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+			if !errors.Is(err, io.EOF) {
 				log.Warn("reading what the worker prints", "error", err)
 			}
 			return

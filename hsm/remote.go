@@ -253,7 +253,7 @@ func (w *remote) lose(why error) {
 	calls := w.calls
 	w.calls, w.free = nil, nil
 	w.mu.Unlock()
-	if why == errHung {
+	if errors.Is(why, errHung) {
 		w.hangs.Inc()
 	}
 	w.process.kill()

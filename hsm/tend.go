@@ -41,7 +41,7 @@ const (
 // pause waits, and returns how long to wait next. Jitter keeps hosts apart.
 func pause(ctx context.Context, d time.Duration) time.Duration {
 	select {
-	case <-time.After(d + rand.N(d/4+1)):
+	case <-time.After(d + rand.N(d/4+1)): //nolint:gosec // G404: jitter is no secret
 	case <-ctx.Done():
 	}
 	return min(2*d, maxPause)
@@ -235,7 +235,7 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 const openTimeout = 30 * time.Second
 
 // callsPerWorker is how many may be on their way, with all its lanes' queues.
-func (c Config) callsPerWorker() int { return 4 * c.withDefaults().Queue }
+func (cfg Config) callsPerWorker() int { return 4 * cfg.withDefaults().Queue }
 
 func (s *seat) openWorker(ctx context.Context) (*target, error) {
 	process, err := startWorker(s.d.cfg.Command, s.cfg.Environment, s.log)

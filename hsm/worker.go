@@ -26,14 +26,12 @@ type worker struct {
 	log     *slog.Logger
 	out     *outbox
 	metrics *prometheus.Registry
-	started int64 // bytes of memory in use when the token was opened
 
 	opening  sync.Mutex // held while opening
 	token    *Token
 	settings workerSettings
 	member   atomic.Pointer[Member] // nil until it is open
 	limit    atomic.Pointer[bound]
-	retired  atomic.Bool
 }
 
 // workerSettings are what a worker is told when it is to open its token.
