@@ -52,7 +52,7 @@ func TestWorkerKilledUnderLoad(t *testing.T) {
 				}
 				opened, err := c.Decrypt(context.Background(), &kms.DecryptInput{CiphertextBlob: sealed.CiphertextBlob})
 				if err != nil || !bytes.Equal(opened.Plaintext, plain) {
-					done <- fmt.Errorf("decrypting %q: %v", plain, err)
+					done <- fmt.Errorf("decrypting %q: %w", plain, err)
 					return
 				}
 			}
