@@ -50,6 +50,7 @@ fuzz: ## Run each fuzz target for FUZZTIME (30s)
 .PHONY: bench
 bench: install-deps ## Measure: the raw device, the hsm layer, the service over HTTP
 	go run ./cmd/trent-bench
+	go run ./cmd/trent-bench hsm
 
 .PHONY: clean
 clean: ## Remove what was built (never .trent, which holds keys)

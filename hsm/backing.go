@@ -154,6 +154,7 @@ func (s *session) wrap(c keyClass, wrapper, key pkcs11.ObjectHandle) ([]byte, er
 }
 
 func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	s.t.stats.unwraps.Add(1)
 	object, err := s.t.module.p11.UnwrapKey(s.handle, mechanism(c.wrapMechanism()), wrapper, wrapped, template)
 	return object, deviceError("unwrapping", err)
 }

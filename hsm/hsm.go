@@ -24,7 +24,7 @@ type Config struct {
 	TokenLabel, TokenSerial string
 
 	// PIN is the token's user PIN. It is tried once.
-	PIN PIN
+	PIN PIN `json:"-"`
 
 	// Sessions is the number of sessions that symmetric operations share.
 	// 0 = 1, which measures best on SoftHSM, whose allocator is one lock.
@@ -43,10 +43,13 @@ type Config struct {
 	HandleCache int
 
 	// Logger hears of lost sessions and other faults. nil = discard.
-	Logger *slog.Logger
+	Logger *slog.Logger `json:"-"`
 
 	// Metrics is where trent_hsm_* metrics are registered. nil = none.
-	Metrics prometheus.Registerer
+	Metrics prometheus.Registerer `json:"-"`
+
+	// loggingIn is called before the PIN is tried for the first time.
+	loggingIn func()
 }
 
 // Info describes the token and its library.

@@ -28,8 +28,9 @@ type lane struct {
 	queue   chan *request
 	workers sync.WaitGroup
 	stats   *metrics
-	size    int // of its sessions
-	batch   int // see quick and slow
+	since   []atomic.Int64 // when each worker began its call; 0 = it is idle
+	size    int            // of its sessions
+	batch   int            // see quick and slow
 
 	mu     sync.RWMutex // guards closed against sends on queue
 	closed bool
@@ -37,8 +38,9 @@ type lane struct {
 
 func startLane(queue, batch int, stats *metrics, sessions ...*session) *lane {
 	l := &lane{queue: make(chan *request, queue), size: len(sessions), batch: batch, stats: stats}
-	for _, s := range sessions {
-		l.workers.Go(func() { l.work(s) })
+	l.since = make([]atomic.Int64, len(sessions))
+	for i, s := range sessions {
+		l.workers.Go(func() { l.work(s, &l.since[i]) })
 	}
 	return l
 }
@@ -53,14 +55,27 @@ const quick = 16
 // for another's.
 const slow = 1
 
-func (l *lane) work(s *session) {
+// busy is for how long the longest call has been going on.
+func (l *lane) busy(now time.Time) time.Duration {
+	longest := time.Duration(0)
+	for i := range l.since {
+		if since := l.since[i].Load(); since != 0 {
+			longest = max(longest, time.Duration(now.UnixNano()-since))
+		}
+	}
+	return longest
+}
+
+func (l *lane) work(s *session, since *atomic.Int64) {
 	defer s.close()
 	served := make([]*request, 0, l.batch)
 	for {
 		r, open := l.next(len(served) == 0)
 		if r != nil {
 			if r.state.Load() == waiting {
+				since.Store(time.Now().UnixNano())
 				s.run(r)
+				since.Store(0)
 			}
 			served = append(served, r)
 		}

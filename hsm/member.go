@@ -23,9 +23,6 @@ const firstGeneration uint32 = 1
 // profileLocked: what the domain key unwraps can never be wrapped again.
 const profileLocked = "locked"
 
-// Domain is the deployment's keys as its users see them.
-type Domain = Member
-
 // Member is one deployment's keys on one token. It is safe for concurrent use.
 type Member struct {
 	t     *Token

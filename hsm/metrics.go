@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -16,6 +17,7 @@ type metrics struct {
 	hits, misses, drops prometheus.Counter
 	latency             [opCount]prometheus.Observer // nil for opFunc
 	errors              *prometheus.CounterVec
+	unwraps             atomic.Uint64 // counted apart, since a worker reads it
 }
 
 func newMetrics(registerer prometheus.Registerer) *metrics {
@@ -50,7 +52,10 @@ func newMetrics(registerer prometheus.Registerer) *metrics {
 			m.latency[op] = latency.WithLabelValues(mechanism)
 		}
 	}
-	m.register(lookups, latency, m.sessions, m.handles, m.drops, m.errors)
+	unwraps := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "trent_hsm_unwraps_total", Help: "Keys unwrapped in the device."},
+		func() float64 { return float64(m.unwraps.Load()) })
+	m.register(unwraps, lookups, latency, m.sessions, m.handles, m.drops, m.errors)
 	return m
 }
 

@@ -167,6 +167,9 @@ func loginAllowed(s slot, pin PIN) error {
 // connect lets crypto11 initialise the library and log in, trying the PIN
 // exactly once. The caller holds modules.mu.
 func (m *module) connect(s slot, cfg Config, unique bool) (*crypto11.Context, error) {
+	if cfg.loggingIn != nil {
+		cfg.loggingIn()
+	}
 	settings := &crypto11.Config{Path: m.path, Pin: cfg.PIN.reveal(), MaxSessions: 2}
 	if unique {
 		settings.TokenSerial = s.token.SerialNumber

@@ -42,3 +42,10 @@ func (p PIN) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (p PIN) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 func (s *pinSecret) Format(st fmt.State, _ rune) { _, _ = st.Write([]byte(redacted)) }
+
+// wipe forgets the PIN if *err is set.
+func (p PIN) wipe(err *error) {
+	if *err != nil && p.secret != nil {
+		clear(p.secret.value)
+	}
+}

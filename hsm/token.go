@@ -179,7 +179,7 @@ func (t *Token) openLane(batch, size int) (*lane, error) {
 func (t *Token) Close() error {
 	var err error
 	t.closing.Do(func() {
-		for _, l := range []*lane{t.sealing, t.maker, t.asymmetric, t.lane, t.keeper} {
+		for _, l := range t.lanes() {
 			if l != nil {
 				l.close()
 			}
@@ -191,6 +191,9 @@ func (t *Token) Close() error {
 	})
 	return err
 }
+
+// lanes are in the order in which they are closed.
+func (t *Token) lanes() []*lane { return []*lane{t.sealing, t.maker, t.asymmetric, t.lane, t.keeper} }
 
 // Info describes the token.
 func (t *Token) Info() Info { return t.info }

@@ -20,7 +20,9 @@ import (
 // that clients saw. The server is dead when it returns.
 func (d *deployment) kills(t *testing.T, point string, do func(c *kms.Client) error) error {
 	t.Helper()
-	s := d.serve(t, "TRENT_FAILPOINT="+point)
+	// Steps in the HSM are made by a worker, whose death is another matter:
+	// see TestWorkerCrashes.
+	s := d.serve(t, "TRENT_FAILPOINT="+point, "TRENT_HSM_ISOLATION=in-process")
 	err := do(newClient(d.url, d.admin, http.DefaultTransport))
 	select {
 	case <-s.exited:

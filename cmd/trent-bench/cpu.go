@@ -76,3 +76,33 @@ func ownCPU() time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// familyMemory is the resident memory of this process and its children, in
+// bytes.
+func familyMemory() int64 {
+	total := residentMemory(os.Getpid())
+	entries, _ := filepath.Glob("/proc/[0-9]*")
+	for _, entry := range entries {
+		child, err := strconv.Atoi(filepath.Base(entry))
+		if err != nil {
+			continue
+		}
+		if s, err := readStat(child); err == nil && s.parent == os.Getpid() { // others may end while we look
+			total += residentMemory(child)
+		}
+	}
+	return total
+}
+
+// residentMemory is the second field of proc_pid_statm(5), in bytes.
+func residentMemory(pid int) int64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		return 0
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(text), &size, &resident); err != nil {
+		return 0
+	}
+	return resident * int64(os.Getpagesize())
+}

@@ -24,7 +24,11 @@ type cli struct {
 	JSON        bool          `name:"json" help:"Print JSON instead of tables."`
 	Trent       string        `type:"path" placeholder:"FILE" help:"The trent binary. The default is the one beside this program, or one built now."`
 
-	Run  runCmd  `cmd:"" default:"1" hidden:""`
+	Run    runCmd    `cmd:"" default:"1" hidden:""`
+	HSM    hsmCmd    `cmd:"" name:"hsm" help:"Measure the hsm layer in this process and in worker processes, with one token and several."`
+	Leak   leakCmd   `cmd:"" help:"Unwrap, use and destroy keys, and watch the memory."`
+	Worker workerCmd `cmd:"" name:"hsm-worker" hidden:""`
+
 	Bare bareCmd `cmd:"" hidden:"" help:"Serve a fixed body; the benchmark starts this itself."`
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -95,6 +96,12 @@ func (f *configFile) Resolve(_ *kong.Context, _ *kong.Path, flag *kong.Flag) (an
 	switch value := f.settings[flag.Name].(type) {
 	case nil:
 		return nil, nil
+	case []map[string]any:
+		tables, err := json.Marshal(value)
+		if err != nil {
+			return nil, fmt.Errorf("configuration file %s: %s: %w", f.path, flag.Name, err)
+		}
+		return string(tables), nil
 	case []any:
 		var items []string
 		for _, item := range value {

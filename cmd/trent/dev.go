@@ -76,7 +76,7 @@ func (c *devCmd) Run(ctx context.Context) error {
 	if s.admin, err = listen(ctx, "--admin-listen", c.AdminListen); err != nil {
 		return err
 	}
-	token, err := state.token(ctx)
+	token, err := state.token(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -85,8 +85,8 @@ func (c *devCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopPostgres(cluster, log)
-	token.Logger = log
-	s.system.hsm, s.system.store = token, store.Config{URL: cluster.URL(devDatabase), Logger: log}
+	s.system.hsm = hsm.DomainConfig{Members: []hsm.MemberConfig{{Config: token}}, Logger: log}
+	s.system.store = store.Config{URL: cluster.URL(devDatabase), Logger: log}
 	if err := c.initialise(ctx, s.system, state); err != nil {
 		return err
 	}
@@ -186,11 +186,11 @@ Ctrl-C ends; token, database and keys stay in %s.
 }
 
 // token returns the folder's token, made if it is not there.
-func (s *devState) token(ctx context.Context) (hsm.Config, error) {
+func (s *devState) token(ctx context.Context, log *slog.Logger) (hsm.Config, error) {
 	pin, err := s.softHSM(ctx)
 	if err != nil {
 		return hsm.Config{}, err
 	}
 	defer clear(pin)
-	return hsm.Config{Module: s.module, TokenLabel: devToken, PIN: hsm.NewPIN(pin)}, nil
+	return hsm.Config{Module: s.module, TokenLabel: devToken, PIN: hsm.NewPIN(pin), Logger: log}, nil
 }

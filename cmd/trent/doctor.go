@@ -59,10 +59,11 @@ type databaseDiagnosis struct {
 func (c *doctorCmd) Run(ctx context.Context) error {
 	log := c.logger(os.Stderr, "text")
 	harden(log)
-	cfg, err := c.hsmSettings.config(log, nil)
+	domain, err := c.hsmSettings.config(log, nil)
 	if err != nil {
 		return err
 	}
+	cfg := domain.Members[0].Config
 	var d diagnosis
 	if d.HSM, err = hsm.Examine(ctx, cfg); err != nil {
 		return fmt.Errorf("examining the token: %w", err)
@@ -118,7 +119,7 @@ func (c *doctorCmd) examine(ctx context.Context, d *databaseDiagnosis, database 
 		return fmt.Errorf("opening the HSM: %w", err)
 	}
 	defer token.Close() //nolint:errcheck // only read from
-	deployment, _, err = openDomain(ctx, token, db, deployment)
+	deployment, err = openDomain(ctx, token, db, deployment)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -44,6 +45,9 @@ const (
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
+	if slices.Equal(args, []string{"hsm-worker"}) { // not in the help: serve starts it
+		return serveWorker()
+	}
 	var c cli
 	parser, err := kong.New(&c,
 		kong.Name("trent"),

@@ -8,10 +8,10 @@ import (
 	"net"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
 )
 
@@ -22,39 +22,24 @@ type hsmSettings struct {
 	HSMSerial   string `name:"hsm-serial" env:"TRENT_HSM_SERIAL" placeholder:"SERIAL" help:"Serial number of the token; together with a label, both must match."`
 	HSMSessions int    `name:"hsm-sessions" env:"TRENT_HSM_SESSIONS" default:"0" help:"Sessions that symmetric operations share. 0 chooses what measures best."`
 	HSMHandles  int    `name:"hsm-handles" env:"TRENT_HSM_HANDLES" default:"0" help:"Most unwrapped keys on the token at a time. 0 means 1024."`
-	PINFile     string `name:"pin-file" env:"TRENT_PIN_FILE" placeholder:"FILE" type:"path" help:"File that holds the token's user PIN. Otherwise TRENT_PIN or the systemd credential \"pin\"."`
+
+	HSMIsolation    string        `name:"hsm-isolation" env:"TRENT_HSM_ISOLATION" enum:"worker,in-process" default:"worker" help:"Where the vendor's library runs: in a worker process for each token, which may hang or crash, or in-process."`
+	HSMDeadline     time.Duration `name:"hsm-deadline" env:"TRENT_HSM_DEADLINE" default:"5s" help:"How long a call to the HSM may take before its worker is replaced."`
+	HSMMakeDeadline time.Duration `name:"hsm-make-deadline" env:"TRENT_HSM_MAKE_DEADLINE" default:"1m" help:"The same for a call that makes or imports a key."`
+	HSMRetire       uint64        `name:"hsm-retire" env:"TRENT_HSM_RETIRE" default:"0" help:"Unwrapped keys after which a worker is replaced, since libraries leak. 0 means 1000000."`
+	HSMMembers      memberTables  `name:"hsm-member" hidden:"" help:"The [[hsm-member]] tables of the configuration file."`
+
+	PINFile string `name:"pin-file" env:"TRENT_PIN_FILE" placeholder:"FILE" type:"path" help:"File that holds the token's user PIN. Otherwise TRENT_PIN or the systemd credential \"pin\"."`
 }
 
 func (s hsmSettings) Validate() error {
 	if s.HSMSessions < 0 || s.HSMHandles < 0 {
 		return errors.New("--hsm-sessions and --hsm-handles are 0 or more")
 	}
+	if s.HSMDeadline <= 0 || s.HSMMakeDeadline <= 0 {
+		return errors.New("--hsm-deadline and --hsm-make-deadline are more than 0")
+	}
 	return nil
-}
-
-// config reads the PIN and checks that a token is named.
-func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hsm.Config, error) {
-	if s.HSMModule == "" {
-		return hsm.Config{}, errors.New("no PKCS#11 library is named: set --hsm-module to the one of your HSM's vendor (SoftHSM's is often /usr/lib/softhsm/libsofthsm2.so)")
-	}
-	if s.HSMToken == "" && s.HSMSerial == "" {
-		return hsm.Config{}, errors.New("no token is named: set --hsm-token to its label, or --hsm-serial")
-	}
-	pin, err := pinSecret(s.PINFile).read(log)
-	if err != nil {
-		return hsm.Config{}, err
-	}
-	defer clear(pin)
-	return hsm.Config{
-		Module:      s.HSMModule,
-		TokenLabel:  s.HSMToken,
-		TokenSerial: s.HSMSerial,
-		PIN:         hsm.NewPIN(pin),
-		Sessions:    s.HSMSessions,
-		HandleCache: s.HSMHandles,
-		Logger:      log,
-		Metrics:     metrics,
-	}, nil
 }
 
 // databaseSettings say where Postgres is.

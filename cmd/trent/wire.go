@@ -23,7 +23,7 @@ import (
 
 // systemConfig is what a serving process stands on.
 type systemConfig struct {
-	hsm                hsm.Config
+	hsm                hsm.DomainConfig // without its ID, which the database knows
 	store              store.Config
 	account, partition string
 	regions            []string
@@ -36,9 +36,10 @@ type systemConfig struct {
 // system is all that is behind the listeners. Its parts are opened in the
 // order of the fields and closed in the reverse order.
 type system struct {
-	token      *hsm.Token
 	db         *store.DB
 	deployment store.Deployment
+	token      *hsm.Token  // of trent init
+	domain     *hsm.Domain // of a serving process
 	audit      *audit.Writer
 	service    *kms.Service
 	handler    http.Handler
@@ -51,7 +52,7 @@ const closeTimeout = 10 * time.Second
 // caches, and collecting it at every doubling took a tenth of the CPU.
 const gcPercent = 400
 
-// openSystem opens token and database, checks that they belong together and
+// openSystem opens database and HSM, checks that they belong together and
 // to this configuration, and builds the service.
 func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if os.Getenv("GOGC") == "" {
@@ -63,9 +64,6 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 			s.close(ctx, cfg.log)
 		}
 	}()
-	if s.token, err = hsm.Open(ctx, cfg.hsm); err != nil {
-		return nil, fmt.Errorf("opening the HSM: %w", err)
-	}
 	if s.db, err = store.Open(ctx, cfg.store); err != nil {
 		return nil, fmt.Errorf("opening the database: %w", err)
 	}
@@ -76,21 +74,24 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 	if err := servable(s.deployment, err, cfg); err != nil {
 		return nil, err
 	}
-	verified, domain, err := openDomain(ctx, s.token, s.db, s.deployment)
-	if err != nil {
+	cfg.hsm.ID = s.deployment.ID
+	if s.domain, err = hsm.OpenDomain(ctx, cfg.hsm); err != nil {
+		return nil, fmt.Errorf("opening the HSM for deployment %s: %w", uuid.UUID(s.deployment.ID), err)
+	}
+	if s.deployment, err = verify(ctx, s.domain, s.db, s.deployment); err != nil {
 		return nil, err
 	}
-	if s.deployment, err = verified, servable(verified, nil, cfg); err != nil {
+	if err = servable(s.deployment, nil, cfg); err != nil {
 		return nil, err
 	}
 	// An init that was interrupted at its very end has not done it.
-	if err := kms.MarkActive(ctx, s.token, s.deployment); errors.Is(err, hsm.ErrUnavailable) {
+	if err := kms.MarkActive(ctx, s.domain, s.deployment); errors.Is(err, hsm.ErrUnavailable) {
 		return nil, err //nolint:wrapcheck // says it all
 	} else if err != nil {
 		cfg.log.Warn("the token keeps no mark that this deployment is active (some devices have no data objects): "+
 			"trent init could not tell if somebody set the database back", "error", err)
 	}
-	if err := s.build(ctx, domain, cfg); err != nil {
+	if err := s.build(ctx, cfg); err != nil {
 		return nil, err
 	}
 	s.announce(cfg)
@@ -98,7 +99,7 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 }
 
 // build makes the service on what has been opened.
-func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig) error {
+func (s *system) build(ctx context.Context, cfg systemConfig) error {
 	var err error
 	s.audit, err = audit.Open(ctx, audit.Config{
 		DB: s.db, Host: cfg.host, Logger: cfg.log, Metrics: cfg.metrics,
@@ -110,7 +111,7 @@ func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
 	s.service, err = kms.New(kms.Config{
-		Domain: domain, Token: s.token, DB: s.db, Audit: s.audit,
+		Domain: s.domain, DB: s.db, Audit: s.audit,
 		Account: cfg.account, Partition: cfg.partition, Regions: cfg.regions,
 		AttestationRoots: cfg.roots, Logger: cfg.log, Metrics: cfg.metrics,
 	})
@@ -124,23 +125,28 @@ func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig
 	return nil
 }
 
-// openDomain opens the deployment's domain, and reads the deployment again,
-// now that its seal can be verified.
-func openDomain(ctx context.Context, token *hsm.Token, db *store.DB, d store.Deployment) (store.Deployment, *hsm.Domain, error) {
+// openDomain opens the deployment's domain on one token, and reads the
+// deployment again, now that its seal can be verified.
+func openDomain(ctx context.Context, token *hsm.Token, db *store.DB, d store.Deployment) (store.Deployment, error) {
 	domain, err := token.OpenDomain(ctx, d.ID)
 	if err != nil {
-		return d, nil, fmt.Errorf("opening the domain of deployment %s on token %q: %w", uuid.UUID(d.ID), token.Info().Label, err)
+		return d, fmt.Errorf("opening the domain of deployment %s on token %q: %w", uuid.UUID(d.ID), token.Info().Label, err)
 	}
-	db.SetSealer(d.ID, domain)
+	return verify(ctx, domain, db, d)
+}
+
+// verify reads the deployment again, and verifies its seal.
+func verify(ctx context.Context, sealer store.Sealer, db *store.DB, d store.Deployment) (store.Deployment, error) {
+	db.SetSealer(d.ID, sealer)
 	verified, err := db.Deployment(ctx)
 	var tampered *store.ErrTampered
 	if errors.As(err, &tampered) {
-		return d, nil, fmt.Errorf("verifying the deployment row: %w: it was changed outside of Trent; restore the database from a backup", err)
+		return d, fmt.Errorf("verifying the deployment row: %w: it was changed outside of Trent; restore the database from a backup", err)
 	}
 	if err != nil {
-		return d, nil, fmt.Errorf("verifying the deployment row: %w", err)
+		return d, fmt.Errorf("verifying the deployment row: %w", err)
 	}
-	return verified, domain, nil
+	return verified, nil
 }
 
 // finished reports whether trent init has ended; err is that of reading d.
@@ -170,10 +176,14 @@ func servable(d store.Deployment, err error, cfg systemConfig) error {
 
 // announce logs what was found.
 func (s *system) announce(cfg systemConfig) {
-	token := s.token.Info()
-	cfg.log.Info("token opened",
-		"label", token.Label, "serial", token.Serial, "manufacturer", token.Manufacturer, "model", token.Model,
-		"module", cfg.hsm.Module, "library", token.Library, "library_version", token.LibraryVersion)
+	for i, member := range s.domain.Health() {
+		if token := member.Token; member.Serves {
+			cfg.log.Info("token opened", "member", member.Name,
+				"label", token.Label, "serial", token.Serial, "manufacturer", token.Manufacturer, "model", token.Model,
+				"module", cfg.hsm.Members[i].Module, "library", token.Library, "library_version", token.LibraryVersion,
+				"isolation", cfg.hsm.Isolation)
+		}
+	}
 	cfg.log.Info("deployment opened",
 		"deployment", uuid.UUID(s.deployment.ID).String(), "account", s.deployment.Account,
 		"partition", s.deployment.Partition, "regions", cfg.regions, "host", cfg.host, "schema", "current")
@@ -189,24 +199,28 @@ func (s *system) close(ctx context.Context, log *slog.Logger) {
 			log.Error("closing the audit log", "error", err)
 		}
 	}
-	if s.db != nil {
-		s.db.Close()
+	if s.domain != nil {
+		s.domain.Close()
 	}
 	if s.token != nil {
 		if err := s.token.Close(); err != nil {
 			log.Error("closing the token", "error", err)
 		}
 	}
+	if s.db != nil {
+		s.db.Close()
+	}
 }
 
-// initialise makes a deployment, or finishes one that was interrupted.
+// initialise makes a deployment on the first member, in this process, or
+// finishes one that was interrupted.
 func initialise(ctx context.Context, cfg systemConfig, admin string, show func(string, []byte) error) (err error) {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
 	s := &system{}
 	defer func() { s.close(ctx, cfg.log) }()
-	if s.token, err = hsm.Open(ctx, cfg.hsm); err != nil {
+	if s.token, err = hsm.Open(ctx, cfg.hsm.Members[0].Config); err != nil {
 		return fmt.Errorf("opening the HSM: %w", err)
 	}
 	if s.db, err = store.Open(ctx, cfg.store); err != nil {

@@ -1,0 +1,69 @@
+package hsm
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+// memoryInterval is how often a worker looks at its memory.
+const memoryInterval = time.Second
+
+// watchMemory asks for a successor when libraries that leak (SoftHSM: 243
+// bytes for each unwrapped key, until it is finalised) have taken too much.
+func (w *worker) watchMemory() {
+	base := residentMemory()
+	// Every live object is memory too, on tokens that are software.
+	allowance := int64(w.token.cfg.HandleCache) * 2 * 16 << 10
+	for range time.Tick(memoryInterval) {
+		leaked := w.settings.Unwraps > 0 && w.token.stats.unwraps.Load() >= w.settings.Unwraps
+		grown := w.settings.Memory > 0 && residentMemory()-base > w.settings.Memory+allowance
+		if leaked || grown {
+			_ = w.out.reply(0, statusNotice, &reply{number: noticeRetire})
+		}
+	}
+}
+
+// deviceInterval is how exactly a call that hangs is noticed.
+const deviceInterval = 50 * time.Millisecond
+
+// watchDevice ends this process when a call to the device hangs: the thread
+// that is in it cannot be stopped by anything else.
+func (w *worker) watchDevice() {
+	limits := w.settings.Limits
+	for now := range time.Tick(deviceInterval) {
+		for _, l := range w.token.lanes() {
+			limit := limits.Call
+			if l == w.token.maker {
+				limit = limits.Make
+			}
+			if l.busy(now) <= limit {
+				continue
+			}
+			w.log.Error("a call to the HSM hangs: ending the worker", "limit", limit)
+			_ = w.out.reply(0, statusNotice, &reply{number: noticeHung})
+			time.Sleep(deviceInterval) // for the notice; the other end kills at once
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		}
+	}
+}
+
+// residentMemory is this process's, in bytes: the second field of
+// proc_pid_statm(5). 0 where the system does not say.
+func residentMemory() int64 {
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	fields := bytes.Fields(text)
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, err := strconv.ParseInt(string(fields[1]), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return pages * int64(os.Getpagesize())
+}

@@ -1,0 +1,292 @@
+package hsm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// target is a member that was opened.
+type target struct {
+	caller
+	info   Info
+	remote *remote // nil in this process
+	end    func()
+}
+
+// errOnce: nothing is known of the PIN but that it was tried.
+var errOnce = errors.New("the worker ended while it logged in for the first time, so whether the PIN is right is not known, " +
+	"and it is not tried again: look at the library's own log, then restart")
+
+// final says that the member must not be opened again: a further try could
+// lock the token.
+func final(err error) bool {
+	code, ok := codeOf(err)
+	return errors.Is(err, ErrPINIncorrect) || errors.Is(err, ErrPINLocked) || errors.Is(err, errOnce) ||
+		ok && classify(code) == classPIN
+}
+
+// The pause between two tries to open or ask a member grows to maxPause.
+const (
+	minPause = 20 * time.Millisecond
+	maxPause = 400 * time.Millisecond // with its jitter 500 ms
+)
+
+// pause waits, and returns how long to wait next. Jitter keeps hosts apart.
+func pause(ctx context.Context, d time.Duration) time.Duration {
+	select {
+	case <-time.After(d + rand.N(d/4+1)): //nolint:gosec // G404: jitter is no secret
+	case <-ctx.Done():
+	}
+	return min(2*d, maxPause)
+}
+
+// tend keeps the member open until ctx ends, or for as long as its PIN is
+// taken. first is told how the first try went.
+func (s *seat) tend(ctx context.Context, first chan<- error) {
+	told, wait := false, minPause
+	for ctx.Err() == nil {
+		t, err := s.open(ctx)
+		if !told {
+			first <- err
+			told = true
+		}
+		if err != nil {
+			s.shut(err)
+			if final(err) {
+				return
+			}
+			wait = pause(ctx, wait)
+			continue
+		}
+		began := time.Now()
+		t, err = s.watch(ctx, t)
+		s.target.CompareAndSwap(t, nil)
+		if ctx.Err() == nil {
+			s.shut(err)
+		}
+		t.end()
+		if final(err) {
+			return
+		}
+		if wait = minPause; time.Since(began) < time.Second {
+			wait = pause(ctx, wait) // one that ends as soon as it serves must not be a busy loop
+		}
+	}
+}
+
+// shut notes why the member does not serve.
+func (s *seat) shut(err error) {
+	s.mu.Lock()
+	known := s.err != nil && err != nil && s.err.Error() == err.Error()
+	s.err, s.stopped = err, final(err)
+	stopped := s.stopped
+	s.mu.Unlock()
+	s.d.dim()
+	s.d.brighten(false)
+	switch {
+	case stopped:
+		s.log.Error("a member of the HSM domain is out of service until a restart", "error", err)
+	case err != nil && !known:
+		s.log.Error("a member of the HSM domain does not serve; it is tried again", "error", err)
+	}
+}
+
+// serve puts the member into service.
+func (s *seat) serve(t *target) {
+	s.mu.Lock()
+	s.info, s.err = t.info, nil
+	s.mu.Unlock()
+	s.target.Store(t)
+	s.d.brighten(true)
+	s.log.Info("a member of the HSM domain serves", "token", t.info.Label, "serial", t.info.Serial)
+}
+
+// heartbeat is how often a member is asked whether it lives.
+const heartbeat = time.Second
+
+// watch serves from t, or a successor, which it returns with the reason when
+// it must be ended.
+func (s *seat) watch(ctx context.Context, t *target) (*target, error) {
+	s.serve(t)
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return t, errClosed
+		case <-t.lost():
+			return t, t.remote.err
+		case failed := <-s.failed:
+			if failed != t {
+				continue // a predecessor
+			}
+			if err := s.recover(ctx, t); err != nil {
+				return t, err
+			}
+		case <-beat.C:
+			if err := s.ask(ctx, t); err != nil && errors.Is(err, ErrUnavailable) {
+				s.aside(t, err)
+			}
+		case <-t.retires():
+			t = s.succeed(ctx, t)
+		}
+	}
+}
+
+func (t *target) lost() <-chan struct{} {
+	if t.remote == nil {
+		return nil
+	}
+	return t.remote.lost
+}
+
+func (t *target) retires() <-chan struct{} {
+	if t.remote == nil {
+		return nil
+	}
+	return t.remote.retire
+}
+
+// ask pings.
+func (s *seat) ask(ctx context.Context, t *target) error {
+	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
+	defer cancel()
+	err := t.do(ctx, &call{op: callPing}, new(reply))
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+		return fmt.Errorf("%w: it did not answer a ping within %s", ErrUnavailable, s.d.cfg.Limits.Call)
+	}
+	return err
+}
+
+// replaceAfter is how long a worker gets to bring its token back by itself.
+const replaceAfter = 3 * time.Second
+
+// recover asks a member that was put aside until it answers. One in a worker
+// is replaced if that takes long: a fresh process heals more.
+func (s *seat) recover(ctx context.Context, t *target) error {
+	began, wait := time.Now(), minPause
+	for {
+		err := s.ask(ctx, t)
+		switch {
+		case err == nil:
+			s.serve(t)
+			return nil
+		case final(err), t.remote != nil && (t.remote.gone() || time.Since(began) > replaceAfter):
+			return err
+		case ctx.Err() != nil:
+			return errClosed
+		}
+		wait = pause(ctx, wait)
+	}
+}
+
+// succeed replaces a worker by one that is open already, so that no call waits.
+// If that fails the old one goes on, and asks again.
+func (s *seat) succeed(ctx context.Context, old *target) *target {
+	t, err := s.open(ctx)
+	if err != nil {
+		s.log.Warn("opening a successor to a worker whose time has come; the old one goes on", "error", err)
+		return old
+	}
+	s.d.stats.retired.WithLabelValues(s.name).Inc()
+	s.serve(t)
+	s.d.tenders.Go(func() {
+		for old.remote.inFlight() > 0 && !old.remote.gone() {
+			time.Sleep(pulse)
+		}
+		old.end()
+	})
+	return t
+}
+
+// open opens the member where it is to run.
+func (s *seat) open(ctx context.Context) (*target, error) {
+	if s.d.cfg.Isolation == IsolationWorker {
+		return s.openWorker(ctx)
+	}
+	cfg := s.cfg.Config
+	cfg.Logger, cfg.Metrics = s.log, nil
+	if s.d.cfg.Metrics != nil {
+		cfg.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"member": s.name}, s.d.cfg.Metrics)
+	}
+	token, err := Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	m, err := token.OpenDomain(ctx, s.d.cfg.ID)
+	if err != nil {
+		return nil, errors.Join(err, token.Close())
+	}
+	return &target{caller: m, info: token.Info(), end: func() {
+		if err := token.Close(); err != nil {
+			s.log.Error("closing the token", "error", err)
+		}
+	}}, nil
+}
+
+// openTimeout bounds the start of a worker, its login and the look at its keys.
+const openTimeout = 30 * time.Second
+
+// callsPerWorker is how many may be on their way, with all its lanes' queues.
+func (cfg Config) callsPerWorker() int { return 4 * cfg.withDefaults().Queue }
+
+func (s *seat) openWorker(ctx context.Context) (*target, error) {
+	process, err := startWorker(s.d.cfg.Command, s.cfg.Environment, s.log)
+	if err != nil {
+		return nil, err
+	}
+	s.d.stats.starts.WithLabelValues(s.name).Inc()
+	w := newRemote(process, s.d.cfg.Limits, s.cfg.callsPerWorker(), s.d.stats.hangs.WithLabelValues(s.name))
+	t := &target{caller: w, remote: w, end: func() { process.end(); <-w.lost }}
+	if err := s.unlock(ctx, t); err != nil {
+		t.end()
+		return nil, err
+	}
+	s.proven = true
+	return t, nil
+}
+
+// unlock has the worker open its token.
+func (s *seat) unlock(ctx context.Context, t *target) error {
+	settings := workerSettings{
+		Domain: s.d.cfg.ID, Token: s.cfg.Config, Limits: s.d.cfg.Limits,
+		Unwraps: s.d.cfg.RetireUnwraps, Memory: s.d.cfg.RetireMemory, Level: lowest(s.log),
+	}
+	text, err := json.Marshal(settings)
+	if err != nil {
+		return fmt.Errorf("encoding settings: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	pin := []byte(s.cfg.PIN.reveal())
+	defer clear(pin)
+	var r reply
+	err = t.do(ctx, &call{op: callOpen, in: text, extra: pin}, &r)
+	if err == nil {
+		return r.read(&t.info)
+	}
+	if ctx.Err() != nil {
+		t.remote.lose(errHung)
+	}
+	if t.remote.gone() && t.remote.loggedIn.Load() && !s.proven {
+		return fmt.Errorf("%w: %w", errOnce, err)
+	}
+	return err
+}
+
+// lowest is the level from which on a logger says anything.
+func lowest(log *slog.Logger) slog.Level {
+	for _, level := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn} {
+		if log.Enabled(background, level) {
+			return level
+		}
+	}
+	return slog.LevelError
+}

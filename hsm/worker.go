@@ -1,0 +1,237 @@
+package hsm
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// worker is the other end of remote: a process that has one token open, in
+// which the vendor's library may hang or crash without harm to any other.
+type worker struct {
+	log     *slog.Logger
+	out     *outbox
+	metrics *prometheus.Registry
+
+	opening  sync.Mutex // held while opening
+	token    *Token
+	settings workerSettings
+	member   atomic.Pointer[Member] // nil until it is open
+	limit    atomic.Pointer[bound]
+}
+
+// workerSettings are what a worker is told when it is to open its token.
+type workerSettings struct {
+	Domain DomainID
+	Token  Config // but for the PIN, which travels beside it
+	Limits Limits
+	// Unwraps and Memory are when the worker asks to be retired; 0 = never.
+	Unwraps uint64
+	Memory  int64
+	Level   slog.Level
+}
+
+// Notices.
+const (
+	noticeLogin  = iota + 1 // the PIN is about to be tried for the first time
+	noticeRetire            // see workerSettings.Unwraps and Memory
+	noticeHung              // a call to the device takes longer than it may
+)
+
+// gcPercent: a worker's live heap is small, and is rarely worth collecting.
+const gcPercent = 400
+
+// ServeWorker is the whole life of a worker process, which a Domain starts: it
+// answers calls on the inherited socket and returns when that is closed.
+func ServeWorker() error {
+	// They are sent to all processes of a service or terminal. This one is to
+	// end after the one it serves.
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	conn, err := socketOf(workerSocket)
+	if err != nil {
+		return fmt.Errorf("no socket was inherited: this command is for trent serve to start: %w", err)
+	}
+	level := new(slog.LevelVar)
+	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	w := &worker{log: log, out: newOutbox(conn), metrics: prometheus.NewRegistry()}
+	return w.serve(conn, level)
+}
+
+func (w *worker) serve(conn *net.UnixConn, level *slog.LevelVar) error {
+	done, written := make(chan struct{}), make(chan struct{})
+	go func() { w.out.run(done); close(written) }()
+	in := inbox{conn: conn}
+	var err error
+	for err == nil {
+		err = in.next(func(frame []byte) error { return w.take(frame, level) })
+	}
+	close(done)
+	<-written
+	w.close()
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+		return nil
+	}
+	return err
+}
+
+// close logs out, if nothing hangs.
+func (w *worker) close() {
+	if !w.opening.TryLock() {
+		return
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		if w.token != nil {
+			_ = w.token.Close()
+		}
+	}()
+	select {
+	case <-closed:
+	case <-time.After(endTimeout / 2):
+	}
+}
+
+// job is a call with a copy of its frame, which is wiped after it.
+type job struct {
+	id    uint32
+	call  call
+	reply reply
+	frame []byte
+}
+
+var jobs = sync.Pool{New: func() any { return new(job) }}
+
+func (w *worker) take(frame []byte, level *slog.LevelVar) error {
+	j := jobs.Get().(*job)
+	j.frame = append(room(j.frame[:0], len(frame)), frame...)
+	var err error
+	if j.id, err = parseRequest(j.frame, &j.call); err != nil {
+		return err
+	}
+	go w.work(j, level)
+	return nil
+}
+
+func (w *worker) work(j *job, level *slog.LevelVar) {
+	err := w.do(&j.call, &j.reply, level)
+	status := byte(statusDone)
+	if err != nil {
+		clear(j.reply.out)
+		j.reply = reply{detail: encodeError(err)}
+		status = statusFailed
+	}
+	_ = w.out.reply(j.id, status, &j.reply) // if not, this process ends
+	clear(j.reply.out)
+	frame := j.frame
+	clear(frame)
+	if cap(frame) > keepBuffer {
+		frame = nil
+	}
+	*j = job{frame: frame}
+	jobs.Put(j)
+}
+
+func (w *worker) do(c *call, r *reply, level *slog.LevelVar) error {
+	switch c.op {
+	case callOpen:
+		return w.open(c, r, level)
+	case callMetrics:
+		return w.gather(r)
+	}
+	m := w.member.Load()
+	if m == nil {
+		return fmt.Errorf("%w: its token is not open", ErrUnavailable)
+	}
+	err := m.do(w.bound(c.op), c, r)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%w: it waited too long for a session of the HSM", ErrBusy)
+	}
+	return err
+}
+
+// queued is how many times as long as one call to the device may take a call
+// may wait for its turn.
+const queued = 2
+
+// bound is a context for all calls of the same half second, so that none
+// waits for ever and none needs a timer of its own.
+type bound struct {
+	call, make context.Context
+	until      time.Time
+}
+
+func (w *worker) bound(op callOp) context.Context {
+	b := w.limit.Load()
+	if now := time.Now(); b == nil || now.After(b.until) {
+		b = &bound{until: now.Add(time.Second / 2)}
+		b.call = ending(queued * w.settings.Limits.Call)
+		b.make = ending(queued * w.settings.Limits.Make)
+		w.limit.Store(b)
+	}
+	if op.lane() == laneMaker {
+		return b.make
+	}
+	return b.call
+}
+
+// ending is a context that ends by itself.
+func ending(after time.Duration) context.Context {
+	ctx, cancel := context.WithTimeout(background, after)
+	context.AfterFunc(ctx, cancel)
+	return ctx
+}
+
+// open opens the token. It can be asked again when that has failed, unless the
+// PIN was refused.
+func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
+	w.opening.Lock()
+	defer w.opening.Unlock()
+	if w.member.Load() != nil {
+		return fmt.Errorf("%w: the token is open", ErrArgument)
+	}
+	var s workerSettings
+	if err := json.Unmarshal(c.in, &s); err != nil {
+		return fmt.Errorf("reading settings: %w", err)
+	}
+	level.Set(s.Level)
+	s.Token.PIN, s.Token.Logger, s.Token.Metrics = NewPIN(c.extra), w.log, w.metrics
+	s.Token.loggingIn = func() { _ = w.out.reply(0, statusNotice, &reply{number: noticeLogin}) }
+	defer s.Token.PIN.wipe(&err)
+	w.settings = s
+	token, err := Open(background, s.Token)
+	if err != nil {
+		return err
+	}
+	member, err := token.OpenDomain(background, s.Domain)
+	if err != nil {
+		return errors.Join(err, token.Close())
+	}
+	w.token = token
+	if os.Getenv("GOMAXPROCS") == "" {
+		// Calls to the device do not count. More only wakes threads that find
+		// nothing to do: measured, a third of the worker's CPU time.
+		runtime.GOMAXPROCS(min(runtime.NumCPU(), token.cfg.Sessions))
+	}
+	w.member.Store(member)
+	go w.watchMemory()
+	go w.watchDevice()
+	return r.describe(token.Info())
+}
