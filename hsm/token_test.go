@@ -15,8 +15,8 @@ import (
 	"github.com/miekg/pkcs11"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trent-kms/trent/internal/faultshim"
 	"github.com/trent-kms/trent/internal/testenv"
-	"github.com/trent-kms/trent/softhsm-test/shim"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -58,11 +58,7 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestWrongPIN(t *testing.T) {
 	cfg := testConfig(t)
-	logins := shim.NewLogins(t, cfg.Module)
-	for _, variable := range logins.Env {
-		name, value, _ := strings.Cut(variable, "=")
-		t.Setenv(name, value)
-	}
+	logins := faultshim.New(t, cfg.Module)
 	cfg.Module = logins.Module
 	right := cfg.PIN
 	cfg.PIN = NewPIN([]byte("not-the-pin"))
@@ -70,13 +66,13 @@ func TestWrongPIN(t *testing.T) {
 	if !errors.Is(err, ErrPINIncorrect) || !strings.Contains(err.Error(), "CKR_PIN_INCORRECT") || strings.Contains(err.Error(), "not-the-pin") {
 		t.Fatal(err)
 	}
-	if tries := logins.Take(t); tries != 1 {
+	if tries := logins.Take("C_Login"); tries != 1 {
 		t.Errorf("Open tried the wrong PIN %d times", tries)
 	}
 	if report, err := Examine(t.Context(), cfg); err != nil || report.Usable() {
 		t.Errorf("usable with a wrong PIN; error %v", err)
 	}
-	if tries := logins.Take(t); tries != 1 {
+	if tries := logins.Take("C_Login"); tries != 1 {
 		t.Errorf("Examine tried the wrong PIN %d times", tries)
 	}
 	cfg.PIN = right
