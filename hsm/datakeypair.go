@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/miekg/pkcs11"
@@ -22,7 +21,8 @@ func (d *Member) GenerateDataKeyPair(ctx context.Context, spec string) (privateP
 	if !ok || sp.class != classPrivate {
 		return nil, nil, fmt.Errorf("%w: %s is no spec of a key pair", ErrArgument, spec)
 	}
-	for try := 0; ; try++ {
+	var p patience
+	for {
 		var spki []byte
 		r := newRequest(opFunc, d.t.epoch.Load())
 		r.out = make([]byte, maxPKCS8) // wiped if the caller has gone
@@ -31,13 +31,12 @@ func (d *Member) GenerateDataKeyPair(ctx context.Context, spec string) (privateP
 			return err
 		}
 		private, err := d.t.maker.do(ctx, r)
-		if errors.Is(err, errStale) && try < d.t.maker.size {
-			continue
+		if err == nil {
+			return private, spki, nil
 		}
-		if err != nil {
+		if err := p.again(ctx, d.t, err); err != nil {
 			return nil, nil, fmt.Errorf("generating a data key pair of %s: %w", spec, settled(err))
 		}
-		return private, spki, nil
 	}
 }
 

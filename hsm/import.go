@@ -255,7 +255,7 @@ func (s *session) unwrapStrange(keys *domainKeys, by []*pkcs11.Mechanism, with p
 		return 0, fmt.Errorf("%w (%s)", ErrMaterial, codeName(code))
 	case classify(code) != classData && classify(code) != classForged:
 		return 0, err
-	case !s.healthy(keys.probe):
+	case !s.healthy(keys):
 		return 0, fmt.Errorf("%w: %w, and the known-answer probe fails too", ErrUnavailable, err)
 	}
 	return 0, fmt.Errorf("%w (%s)", ErrInvalidCiphertext, codeName(code))

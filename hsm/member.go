@@ -109,6 +109,7 @@ func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Member, error) {
 	if _, err := d.current(ctx); err != nil {
 		return nil, fmt.Errorf("opening domain %s on %q: %w", id, t.info.Label, err)
 	}
+	t.revivers.add(d.revive)
 	return d, nil
 }
 
@@ -119,6 +120,28 @@ func (d *Member) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, 
 	c.load = load
 	c.destroy = d.destroy
 	return c
+}
+
+// revive finds the domain's handles in a new epoch, before it serves.
+func (d *Member) revive(s *session) error {
+	found, err := d.find(s)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.keys = found
+	return nil
+}
+
+// forgetKeys has the domain's handles found anew: the device does not know
+// those that it gave.
+func (d *Member) forgetKeys(epoch uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.keys != nil && d.keys.epoch == epoch {
+		d.keys = nil
+	}
 }
 
 // current returns the domain's handles, found anew if a new epoch began.
@@ -140,8 +163,10 @@ func (d *Member) current(ctx context.Context) (*domainKeys, error) {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.keys = found
-	return found, nil
+	if d.keys == nil || d.keys.epoch < found.epoch {
+		d.keys = found
+	}
+	return d.keys, nil
 }
 
 // find runs on the keeper's worker.
