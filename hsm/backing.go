@@ -118,7 +118,7 @@ func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*sessi
 			return nil
 		}
 		if stale(err) {
-			d.forgetKeys(keys.epoch)
+			d.forgetKeys(keys)
 		}
 		if err := p.again(ctx, d.t, err); err != nil {
 			return settled(err)
@@ -168,7 +168,8 @@ func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.
 	return s.unwrapWith(keys, k, template)
 }
 
-// unwrapWith tells a bad EKT from a sick device.
+// unwrapWith tells a bad EKT from a sick device, and believes no device that
+// only once calls it bad.
 func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template)
 	code, ok := codeOf(err)
@@ -176,6 +177,9 @@ func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.At
 		return object, err
 	}
 	s.t.stats.failed(code)
+	if object, again := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template); again == nil {
+		return object, nil
+	}
 	if s.healthy(keys) {
 		return 0, fmt.Errorf("%w (%s)", ErrInvalidEKT, codeName(code))
 	}
@@ -185,20 +189,27 @@ func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.At
 // healthy asks for the known answer. A device that does not give it is
 // recovered.
 func (s *session) healthy(keys *domainKeys) bool {
-	p := keys.probe
-	plain := make([]byte, len(p.sealed))
-	n, code := s.t.module.native.gcm(true, s.handle, p.key, probeIV, nil, p.sealed, plain)
-	if code == pkcs11.CKR_OK && p.passed(plain[:n]) {
+	err := s.answers(keys.probe)
+	if err == nil {
 		return true
 	}
-	err := error(&DeviceError{Doing: "asking for a known answer", Code: code})
-	if code == pkcs11.CKR_OK {
-		err = errProbe
-	} else {
+	if code, ok := codeOf(err); ok {
 		s.t.stats.failed(code)
 	}
 	s.t.ask(keys.epoch, remedyRestart, err)
 	return false
+}
+
+func (s *session) answers(p probe) error {
+	plain := make([]byte, len(p.sealed))
+	n, code := s.t.module.native.gcm(true, s.handle, p.key, probeIV, nil, p.sealed, plain)
+	switch {
+	case code != pkcs11.CKR_OK:
+		return &DeviceError{Doing: "asking for a known answer", Code: code}
+	case !p.passed(plain[:n]):
+		return errProbe
+	}
+	return nil
 }
 
 var errProbe = errors.New("the device decrypts what it sealed to something else")
@@ -252,7 +263,7 @@ func (d *Member) loadFor(k keyToken, err error, victim *handle, uses []uint) (ob
 		d.destroyIfAny(victim)
 	}
 	if stale(err) {
-		d.forgetKeys(keys.epoch)
+		d.forgetKeys(keys)
 	}
 	return object, epoch, err
 }

@@ -28,7 +28,7 @@ func (t *Token) CreateDomain(ctx context.Context, id DomainID) error {
 		return fmt.Errorf("making the MAC key: %w", err)
 	}
 	failpoint.Hit("init.mackey")
-	_, err := t.OpenDomain(ctx, id) // proves that the device enforces what was asked
+	_, err := t.openDomain(ctx, id) // proves that the device enforces what was asked
 	return err
 }
 

@@ -1,8 +1,10 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 	"golang.org/x/crypto/cryptobyte"
@@ -77,21 +79,36 @@ func (s spec) privateAttributes() []uint {
 	return nil
 }
 
-// readPrivate reads the attributes straight into a buffer that it wipes.
+// readPrivate reads the attributes straight into buffers that it wipes, twice:
+// nothing else would show that the device had cut one short.
 func (s *session) readPrivate(sp spec, private pkcs11.ObjectHandle, spki, out []byte) (int, error) {
-	buf := make([]byte, maxPKCS8)
+	buf := make([]byte, 2*maxPKCS8)
 	defer clear(buf)
+	values, err := s.readAttributes(sp, private, buf[:maxPKCS8])
+	if err != nil {
+		return 0, err
+	}
+	again, err := s.readAttributes(sp, private, buf[maxPKCS8:])
+	if err != nil {
+		return 0, err
+	}
+	if !slices.EqualFunc(values, again, bytes.Equal) {
+		return 0, errChanging
+	}
+	return sp.encodePrivate(values, spki, out)
+}
+
+func (s *session) readAttributes(sp spec, private pkcs11.ObjectHandle, rest []byte) ([][]byte, error) {
 	var values [][]byte
-	rest := buf
 	for _, kind := range sp.privateAttributes() {
 		n, code := s.t.module.native.attribute(s.handle, private, kind, rest)
 		if code != pkcs11.CKR_OK {
-			return 0, &DeviceError{Doing: "reading a data key pair", Code: code}
+			return nil, &DeviceError{Doing: "reading a data key pair", Code: code}
 		}
 		values = append(values, rest[:n])
 		rest = rest[n:]
 	}
-	return sp.encodePrivate(values, spki, out)
+	return values, nil
 }
 
 // encodePrivate writes a PrivateKeyInfo (RFC 5208 §5) to out, without any

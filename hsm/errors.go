@@ -88,6 +88,11 @@ func codeOf(err error) (uint, bool) {
 	return 0, false
 }
 
+func isCode(err error, code uint) bool {
+	got, ok := codeOf(err)
+	return ok && got == code
+}
+
 // class sorts return codes by what helps against them.
 type class int
 
@@ -153,12 +158,13 @@ var otherKey = []uint{
 }
 
 // Return codes that miekg does not name. The second is PKCS#11 3.0's for a bad
-// GCM tag; the last is Trent's own.
+// GCM tag; the last two are Trent's own.
 const (
 	ckrActionProhibited      = 0x1B
 	ckrAEADDecryptFailed     = 0x42
 	ckrTokenResourceExceeded = 0x201
-	ckrWrongLength           = ckrVendor | 0x7472656e // "tren"
+	ckrWrongLength           = ckrVendor | 0x74726e74 // "trnt"
+	ckrChanging              = ckrWrongLength + 1
 )
 
 // codeName gives the CKR_ name that vendors' manuals index; miekg has the
@@ -173,6 +179,8 @@ func codeName(code uint) string {
 		return "CKR_TOKEN_RESOURCE_EXCEEDED"
 	case ckrWrongLength:
 		return "output of the wrong length"
+	case ckrChanging:
+		return "two answers to one question"
 	}
 	if code >= ckrVendor {
 		return "CKR_VENDOR_DEFINED" // one name for all, or metrics would grow

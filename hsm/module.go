@@ -24,6 +24,9 @@ type module struct {
 	mu     sync.Mutex
 	users  int                 // connections; guarded by mu
 	tokens map[*Token]struct{} // open ones; guarded by mu
+	// restarted: the library was ill once, and may not have been finalised when
+	// its last connection ended, which crypto11 does not say; guarded by mu.
+	restarted bool
 
 	// asking guards these, and is never held during a call of the library.
 	asking  sync.Mutex
@@ -211,6 +214,9 @@ func (m *module) dial(cfg Config) (slot, *crypto11.Context, error) {
 		}
 		unique = serialUnique(slots, chosen)
 		return nil
+	}
+	if m.users == 0 && m.restarted {
+		_ = m.p11.Finalize()
 	}
 	if err := m.look(find); err != nil {
 		return slot{}, nil, err

@@ -289,7 +289,7 @@ func (d *Member) useMACKey(ctx context.Context, o op, message, mac []byte) ([]by
 			return out, nil
 		}
 		if stale(err) {
-			d.forgetKeys(keys.epoch)
+			d.forgetKeys(keys)
 		}
 		if err := p.again(ctx, d.t, err); err != nil {
 			return nil, settled(err)

@@ -178,6 +178,7 @@ func (m *module) renew() (worse bool) {
 // finalise ends every connection and with the last one the initialisation:
 // no handle or session of it is used again.
 func (m *module) finalise() {
+	m.restarted = true
 	for t := range m.tokens {
 		if !t.stopped {
 			t.gate.shut(errDown) // all at once, so that their calls end together
@@ -192,10 +193,6 @@ func (m *module) finalise() {
 // reconnect logs in to the token, if it is the same one, and opens its
 // sessions.
 func (m *module) reconnect(t *Token) error {
-	if m.users == 0 {
-		// crypto11 does not say whether it could finalise.
-		_ = m.p11.Finalize()
-	}
 	cfg := t.cfg
 	cfg.TokenSerial = t.info.Serial
 	chosen, conn, err := m.dial(cfg)

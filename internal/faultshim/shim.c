@@ -244,6 +244,8 @@ static ck pass(int n, ck *a)
 		acted = rv == 0 && shorten(n, a);
 	if (after && action >= LOSE_SESSION && action <= LOGOUT)
 		lose(action, n, a);
+	if (now && !acted && r->left >= 0) // it is still to come
+		__atomic_fetch_add(&r->left, 1, __ATOMIC_RELAXED);
 	if (acted)
 		__atomic_fetch_add(&shared->injected[n], 1, __ATOMIC_RELAXED);
 	return fail ? code : rv;
