@@ -52,6 +52,14 @@ func newMetrics(registerer prometheus.Registerer, t *Token) *metrics {
 		misses:      lookups.WithLabelValues("miss"),
 		byMechanism: map[uint]prometheus.Observer{},
 	}
+	m.observe(latency)
+	m.register(t, lookups, latency, m.sessions, m.handles, m.drops, m.unwraps, m.errors, m.epoch, m.recoveries, m.recovery,
+		laneCollector{t}, healthCollector{t})
+	return m
+}
+
+// observe finds the histogram of each operation, or of its mechanism.
+func (m *metrics) observe(latency *prometheus.HistogramVec) {
 	for op, mechanism := range [opCount]string{
 		opEncrypt: "aes-gcm-encrypt", opDecrypt: "aes-gcm-decrypt",
 		opHMAC: "sha256-hmac-sign", opVerify: "sha256-hmac-verify", opRandom: "random", opAgree: "ecdh",
@@ -68,9 +76,6 @@ func newMetrics(registerer prometheus.Registerer, t *Token) *metrics {
 	for _, mechanism := range decrypting {
 		m.byMechanism[mechanism] = latency.WithLabelValues(mechanismName(mechanism))
 	}
-	m.register(t, lookups, latency, m.sessions, m.handles, m.drops, m.unwraps, m.errors, m.epoch, m.recoveries, m.recovery,
-		laneCollector{t}, healthCollector{t})
-	return m
 }
 
 func gauge(name, help string) prometheus.Gauge {

@@ -88,7 +88,7 @@ func (p *patience) wait(ctx context.Context, t *Token) error {
 
 // jittered keeps callers, and hosts, from coming back all at once.
 func jittered(d time.Duration) time.Duration {
-	return d/2 + rand.N(d/2+1)
+	return d/2 + rand.N(d/2+1) //nolint:gosec // not a secret
 }
 
 // settled turns what only this package understands into ErrUnavailable.

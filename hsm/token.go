@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -190,8 +191,24 @@ func (t *Token) shutDown() error {
 func (t *Token) Info() Info { return t.info }
 
 // Ping asks the token for random bytes through the same sessions and queue
-// that serve keys, and checks that the login still holds.
+// that serve keys, and checks that the login still holds. It does not wait
+// behind a call that hangs.
 func (t *Token) Ping(ctx context.Context) error {
+	if h := t.Health(); h.State == StateHung {
+		return fmt.Errorf("%w: %s", ErrUnavailable, h.Reason)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.HungAfter, errHung)
+	defer cancel()
+	err := t.ping(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errHung) {
+		return errHung
+	}
+	return err
+}
+
+var errHung = fmt.Errorf("%w: a call does not come back", ErrUnavailable)
+
+func (t *Token) ping(ctx context.Context) error {
 	if err := t.onKeeperRetrying(ctx, (*session).check); err != nil {
 		return err
 	}

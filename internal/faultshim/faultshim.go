@@ -105,8 +105,8 @@ func New(t testing.TB, module string) *Shim {
 			t.Fatal(err)
 		}
 	}
-	out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"),
-		"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", s.Module, code, "-ldl", "-lpthread").CombinedOutput()
+	flags := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", s.Module, code, "-ldl", "-lpthread"}
+	out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), flags...).CombinedOutput() //nolint:gosec // a fixed program and files of its own
 	if err != nil {
 		t.Fatalf("building the shim: %v\n%s", err, out)
 	}
@@ -125,13 +125,13 @@ func (s *Shim) open(t testing.TB, control string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer file.Close()
+	defer file.Close() //nolint:errcheck // what is mapped stays so
 	memory, err := syscall.Mmap(int(file.Fd()), 0, int(unsafe.Sizeof(page{})), syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_SHARED)
 	if err != nil {
 		t.Fatal(err)
 	}
 	// It is never unmapped: the library has the page for as long as the process.
-	s.page = (*page)(unsafe.Pointer(unsafe.SliceData(memory)))
+	s.page = (*page)(unsafe.Pointer(unsafe.SliceData(memory))) //nolint:gosec // page is what shim.c has there
 	t.Cleanup(s.Clear)
 }
 
