@@ -2,6 +2,7 @@ package softhsmtest
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -14,6 +15,7 @@ type subject struct {
 	c                *kms.Client
 	id, alias, spare string // spare is an enabled key's id, aliased by no one
 	blob             []byte // made while the key was enabled
+	grant            string // likewise; unknown if the key awaits its import
 }
 
 // keyStateTable is the documented table of key states and operations for what
@@ -158,6 +160,30 @@ var keyStateTable = []struct {
 		_, err := s.c.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: &s.id})
 		return err
 	}},
+	{"ReplicateKey", unsupported, disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: &s.id, ReplicaRegion: aws.String(otherRegion)})
+		return err
+	}},
+	{"UpdatePrimaryRegion", unsupported, disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.UpdatePrimaryRegion(ctx, &kms.UpdatePrimaryRegionInput{KeyId: &s.id, PrimaryRegion: aws.String(otherRegion)})
+		return err
+	}},
+	{"CreateGrant", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: &s.id, GranteePrincipal: userARN("app"), Operations: []types.GrantOperation{"Encrypt"}})
+		return err
+	}},
+	{"ListGrants", "", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListGrants(ctx, &kms.ListGrantsInput{KeyId: &s.id})
+		return err
+	}},
+	{"RetireGrant", "", "", "", noGrant, func(ctx context.Context, s subject) error {
+		_, err := s.c.RetireGrant(ctx, &kms.RetireGrantInput{KeyId: &s.id, GrantId: &s.grant})
+		return err
+	}},
+	{"RevokeGrant", "", "", "", noGrant, func(ctx context.Context, s subject) error {
+		_, err := s.c.RevokeGrant(ctx, &kms.RevokeGrantInput{KeyId: &s.id, GrantId: &s.grant})
+		return err
+	}},
 	{"CancelKeyDeletion", invalid, invalid, "", invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &s.id})
 		return err
@@ -168,8 +194,9 @@ const (
 	disabled = "DisabledException"
 	invalid  = "KMSInvalidStateException"
 
-	unsupported = "UnsupportedOperationException" // by the key's origin
+	unsupported = "UnsupportedOperationException" // by the key's origin, or because it is a single-Region key
 	noBlob      = "no ciphertext can exist"
+	noGrant     = "NotFoundException" // no grant can exist
 )
 
 // newSubject makes a key and brings it into a state.
@@ -177,12 +204,17 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	t.Helper()
 	ctx := context.Background()
 	key := createKey(t, c)
-	if state == "PendingImport" {
+	switch state {
+	case "PendingImport":
 		key = externalKey(t, c)
+	case "PendingReplicaDeletion":
+		key = must(c.CreateKey(ctx, &kms.CreateKeyInput{MultiRegion: aws.Bool(true)}))(t).KeyMetadata
+		must(c.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: key.KeyId, ReplicaRegion: aws.String(otherRegion)}))(t)
 	}
-	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare}
+	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare, grant: strings.Repeat("0", 64)}
 	if state != "PendingImport" {
 		s.blob = encrypt(t, c, s.id, "x", nil)
+		s.grant = *createGrant(t, c, &s.id, userARN("app"), nil).GrantId
 	}
 	if err := createAlias(c, s.alias, s.id); err != nil {
 		t.Fatal(err)
@@ -190,7 +222,7 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	switch state {
 	case "Disabled":
 		must(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &s.id}))(t)
-	case "PendingDeletion":
+	case "PendingDeletion", "PendingReplicaDeletion":
 		must(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &s.id}))(t)
 	}
 	return s
@@ -202,6 +234,7 @@ func TestKeyStates(t *testing.T) {
 	for _, row := range keyStateTable {
 		for state, want := range map[string]string{
 			"Enabled": row.enabled, "Disabled": row.disabled, "PendingDeletion": row.pending, "PendingImport": row.awaiting,
+			"PendingReplicaDeletion": row.pending,
 		} {
 			if want == noBlob {
 				continue
