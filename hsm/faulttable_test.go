@@ -36,9 +36,9 @@ type faultClass struct {
 	of []string
 }
 
-// times is how often a fault of a cell happens. Faults that accuse the data
+// insistently is how often a fault of a cell happens. Faults that accuse the data
 // happen once: a device that insists is believed.
-const times = 2
+const insistently = 2
 
 func failing(name string, code uint, n int) faultClass {
 	return faultClass{name: name, fault: faultshim.Fault{Action: faultshim.Fail, Code: code, Times: n}}
@@ -55,23 +55,23 @@ func losing(name string, action faultshim.Action, after bool) faultClass {
 // faultClasses are the columns for a module in this process. A crash and a
 // hang, which only another process survives, are for the table of the worker.
 var faultClasses = []faultClass{
-	failing("device error", pkcs11.CKR_DEVICE_ERROR, times),
-	failing("not initialised", pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, times),
-	failing("token gone", pkcs11.CKR_TOKEN_NOT_PRESENT, times),
-	failing("session gone", pkcs11.CKR_SESSION_HANDLE_INVALID, times),
-	failing("operation active", pkcs11.CKR_OPERATION_ACTIVE, times),
-	failing("logged out", pkcs11.CKR_USER_NOT_LOGGED_IN, times),
-	failing("key gone", pkcs11.CKR_KEY_HANDLE_INVALID, times),
+	failing("device error", pkcs11.CKR_DEVICE_ERROR, insistently),
+	failing("not initialised", pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED, insistently),
+	failing("token gone", pkcs11.CKR_TOKEN_NOT_PRESENT, insistently),
+	failing("session gone", pkcs11.CKR_SESSION_HANDLE_INVALID, insistently),
+	failing("operation active", pkcs11.CKR_OPERATION_ACTIVE, insistently),
+	failing("logged out", pkcs11.CKR_USER_NOT_LOGGED_IN, insistently),
+	failing("key gone", pkcs11.CKR_KEY_HANDLE_INVALID, insistently),
 	failing("key of another type", pkcs11.CKR_KEY_TYPE_INCONSISTENT, 1),
-	failing("too many sessions", pkcs11.CKR_SESSION_COUNT, times),
+	failing("too many sessions", pkcs11.CKR_SESSION_COUNT, insistently),
 	failing("general error", pkcs11.CKR_GENERAL_ERROR, 1),
 	failing("bad signature", pkcs11.CKR_SIGNATURE_INVALID, 1),
 	failing("bad data", pkcs11.CKR_ENCRYPTED_DATA_LEN_RANGE, 1),
-	failing("bad arguments", pkcs11.CKR_ARGUMENTS_BAD, times),
-	failing("vendor's own", pkcs11.CKR_VENDOR_DEFINED+7, times),
+	failing("bad arguments", pkcs11.CKR_ARGUMENTS_BAD, insistently),
+	failing("vendor's own", pkcs11.CKR_VENDOR_DEFINED+7, insistently),
 	failingAfter("done, then device error", pkcs11.CKR_DEVICE_ERROR),
 	failingAfter("done, then function failed", pkcs11.CKR_FUNCTION_FAILED),
-	{name: "delay", fault: faultshim.Fault{Action: faultshim.Delay, Delay: 10 * time.Millisecond, Times: times}},
+	{name: "delay", fault: faultshim.Fault{Action: faultshim.Delay, Delay: 10 * time.Millisecond, Times: insistently}},
 	losing("session lost before", faultshim.LoseSession, false),
 	losing("session lost after", faultshim.LoseSession, true),
 	losing("all sessions lost after", faultshim.LoseAll, true),
@@ -191,6 +191,9 @@ func (tb *table) cell(t *testing.T, function string, c faultClass, hot bool) {
 	tb.injected += happened
 	took := tb.load.healthy(t, common)
 	tb.recoveries = append(tb.recoveries, took)
+	// No request meets the faults of two cells.
+	tb.load.paused.Lock()
+	tb.load.paused.Unlock() //nolint:staticcheck // to wait is all
 	for _, w := range tb.load.takeWrong() {
 		if op, _, _ := strings.Cut(w, ":"); unseen(function, c, op) {
 			continue
