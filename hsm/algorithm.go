@@ -82,6 +82,22 @@ var oaep = map[string]crypto.Hash{
 	"RSAES_OAEP_SHA_256": crypto.SHA256,
 }
 
+// decrypting are the mechanisms that open RSA ciphertexts.
+var decrypting = []uint{pkcs11.CKM_RSA_PKCS_OAEP, pkcs11.CKM_RSA_X_509}
+
+// signatureLength says whether a signature of the mechanism can have n bytes,
+// where size is the most. RSA's has the modulus's length, ML-DSA's that of its
+// parameter set (FIPS 204 §4).
+func signatureLength(mechanism uint, n, size int) bool {
+	switch mechanism {
+	case pkcs11.CKM_RSA_PKCS, pkcs11.CKM_RSA_PKCS_PSS:
+		return n == 2048/8 || n == 3072/8 || n == maxModulus
+	case ckmMLDSA:
+		return n == 2420 || n == 3309 || n == 4627
+	}
+	return n == size
+}
+
 // find looks an algorithm up and checks that the EKT's key can do it.
 func find(table map[string]algorithm, name string, ekt EKT) (algorithm, error) {
 	a, ok := table[name]

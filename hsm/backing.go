@@ -31,7 +31,7 @@ func (d *Member) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 	sp := specs["SYMMETRIC_DEFAULT"]
 	var ekt EKT
 	var made Provenance
-	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
+	err := d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
 		ekt, made, err = s.generateSecret(sp, keys.wrap[sp.class])
 		return err
 	})
@@ -84,7 +84,7 @@ func (d *Member) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 		return nil, fmt.Errorf("%w: a secret has %d to %d bytes", ErrArgument, minSecret, maxSecret)
 	}
 	var ekt EKT
-	err := d.withCopy(ctx, secret, func(s *session, keys *domainKeys, held []byte) error {
+	err := d.run(ctx, d.t.maker, secret, func(s *session, keys *domainKeys, held []byte) error {
 		key, code := s.t.module.native.importSecret(s.handle, held)
 		if code != pkcs11.CKR_OK {
 			return &DeviceError{Doing: "creating the object", Code: code}
@@ -100,30 +100,27 @@ func (d *Member) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 	return ekt, nil
 }
 
-// withCopy runs f on the keeper's worker with a copy of secret, which is wiped
-// when f is done or is not to run any more, even if the caller has gone by then.
-func (d *Member) withCopy(ctx context.Context, secret []byte, f func(*session, *domainKeys, []byte) error) error {
-	return d.run(ctx, d.t.keeper, secret, f)
-}
-
-// run runs f on a session of the lane with the handles of the epoch. If ctx
-// ends first f still runs to its end, so f must clean up after itself.
+// run runs f on a session of the lane with the handles of the epoch and a copy
+// of secret, which is wiped when f is done or is not to run any more. If ctx
+// ends first f still runs to its end, so f must clean up after itself. f runs
+// again if the device was lost meanwhile.
 func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*session, *domainKeys, []byte) error) error {
-	for try := 0; ; try++ {
+	var p patience
+	for {
 		keys, err := d.current(ctx)
 		if err != nil {
 			return err
 		}
 		r := newRequest(opFunc, keys.epoch)
 		r.input(nil, nil, secret, nil, 0)
-		r.fn = func(s *session) error {
-			if keys.epoch != s.t.epoch.Load() {
-				return errStale
-			}
-			return f(s, keys, r.in)
+		r.fn = func(s *session) error { return f(s, keys, r.in) }
+		if _, err = on.do(ctx, r); err == nil {
+			return nil
 		}
-		_, err = on.do(ctx, r)
-		if !errors.Is(err, errStale) || try >= on.size { // all may have been lost
+		if stale(err) {
+			d.forgetKeys(keys)
+		}
+		if err := p.again(ctx, d.t, err); err != nil {
 			return settled(err)
 		}
 	}
@@ -131,7 +128,7 @@ func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*sessi
 
 // onKeeper runs f on the keeper's worker with the handles of the epoch.
 func (d *Member) onKeeper(ctx context.Context, f func(*session, *domainKeys) error) error {
-	return d.withCopy(ctx, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
+	return d.run(ctx, d.t.keeper, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
 }
 
 // export wraps key into an EKT. Its caller destroys the key.
@@ -159,12 +156,6 @@ func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte
 	return object, deviceError("unwrapping", err)
 }
 
-func (s *session) destroy(object pkcs11.ObjectHandle) {
-	if err := s.t.module.p11.DestroyObject(s.handle, object); err != nil {
-		s.t.log.Warn("destroying a session object", "token", s.t.info.Label, "error", deviceError("destroying", err))
-	}
-}
-
 // unwrapFor brings an EKT back for the given uses.
 func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.ObjectHandle, error) {
 	if k.generation != firstGeneration {
@@ -177,25 +168,51 @@ func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.
 	return s.unwrapWith(keys, k, template)
 }
 
-// unwrapWith tells a bad EKT from a sick device.
+// unwrapWith tells a bad EKT from a sick device, and believes no device that
+// only once calls it bad.
 func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template)
 	code, ok := codeOf(err)
-	if !ok || classify(code) != classData {
+	if c := classify(code); !ok || c != classData && c != classForged {
 		return object, err
 	}
 	s.t.stats.failed(code)
-	if s.healthy(keys.probe) {
+	if object, again := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template); again == nil {
+		return object, nil
+	}
+	if s.healthy(keys) {
 		return 0, fmt.Errorf("%w (%s)", ErrInvalidEKT, codeName(code))
 	}
 	return 0, fmt.Errorf("%w: %w, and the known-answer probe fails too", ErrUnavailable, err)
 }
 
-func (s *session) healthy(p probe) bool {
+// healthy asks for the known answer. A device that does not give it is
+// recovered.
+func (s *session) healthy(keys *domainKeys) bool {
+	err := s.answers(keys.probe)
+	if err == nil {
+		return true
+	}
+	if code, ok := codeOf(err); ok {
+		s.t.stats.failed(code)
+	}
+	s.t.ask(keys.epoch, remedyRestart, err)
+	return false
+}
+
+func (s *session) answers(p probe) error {
 	plain := make([]byte, len(p.sealed))
 	n, code := s.t.module.native.gcm(true, s.handle, p.key, probeIV, nil, p.sealed, plain)
-	return code == pkcs11.CKR_OK && p.passed(plain[:n])
+	switch {
+	case code != pkcs11.CKR_OK:
+		return &DeviceError{Doing: "asking for a known answer", Code: code}
+	case !p.passed(plain[:n]):
+		return errProbe
+	}
+	return nil
 }
+
+var errProbe = errors.New("the device decrypts what it sealed to something else")
 
 // uses of an unwrapped key in the handle cache, by class. Check values are
 // made by copies of their own, so that no copy can do everything.
@@ -230,7 +247,9 @@ func (d *Member) loadFor(k keyToken, err error, victim *handle, uses []uint) (ob
 		d.destroyIfAny(victim)
 		return 0, 0, err
 	}
+	tried := false
 	err = d.t.onKeeperWaiting(func(s *session) error {
+		tried = true
 		if victim != nil && victim.epoch == s.t.epoch.Load() {
 			s.destroy(victim.object)
 		}
@@ -240,6 +259,12 @@ func (d *Member) loadFor(k keyToken, err error, victim *handle, uses []uint) (ob
 		object, err = s.unwrapFor(keys, k, uses...)
 		return err
 	})
+	if !tried {
+		d.destroyIfAny(victim)
+	}
+	if stale(err) {
+		d.forgetKeys(keys)
+	}
 	return object, epoch, err
 }
 
@@ -253,6 +278,9 @@ func (d *Member) destroyIfAny(h *handle) {
 // nothing.
 func (d *Member) destroy(h *handle) {
 	go func() {
+		if h.epoch != d.t.epoch.Load() {
+			return // it died with its epoch
+		}
 		_ = d.t.onKeeperWaiting(func(s *session) error {
 			if h.epoch == s.t.epoch.Load() {
 				s.destroy(h.object)

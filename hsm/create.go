@@ -28,7 +28,7 @@ func (t *Token) CreateDomain(ctx context.Context, id DomainID) error {
 		return fmt.Errorf("making the MAC key: %w", err)
 	}
 	failpoint.Hit("init.mackey")
-	_, err := t.OpenDomain(ctx, id) // proves that the device enforces what was asked
+	_, err := t.openDomain(ctx, id) // proves that the device enforces what was asked
 	return err
 }
 
@@ -69,11 +69,18 @@ func (id DomainID) object(role byte) []byte {
 func (t *Token) makeTokenKey(template []*pkcs11.Attribute, cipher *crypto11.SymmetricCipher) error {
 	set := crypto11.NewAttributeSet()
 	set.AddIfNotPresent(template)
-	_, err := t.conn.GenerateSecretKeyWithAttributes(set.Copy(), 8*aesKeySize, cipher)
+	err := t.generateTokenKey(set.Copy(), cipher)
 	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID {
 		t.log.Warn("the device does not know CKA_ALLOWED_MECHANISMS; keys are made without it", "token", t.info.Label)
 		set.Unset(pkcs11.CKA_ALLOWED_MECHANISMS)
-		_, err = t.conn.GenerateSecretKeyWithAttributes(set, 8*aesKeySize, cipher)
+		err = t.generateTokenKey(set, cipher)
 	}
 	return deviceError("generating a token key", err)
+}
+
+func (t *Token) generateTokenKey(set crypto11.AttributeSet, cipher *crypto11.SymmetricCipher) error {
+	return t.withConnection(func(conn *crypto11.Context) error {
+		_, err := conn.GenerateSecretKeyWithAttributes(set, 8*aesKeySize, cipher)
+		return err
+	})
 }

@@ -1,9 +1,10 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 	"golang.org/x/crypto/cryptobyte"
@@ -22,7 +23,8 @@ func (d *Member) GenerateDataKeyPair(ctx context.Context, spec string) (privateP
 	if !ok || sp.class != classPrivate {
 		return nil, nil, fmt.Errorf("%w: %s is no spec of a key pair", ErrArgument, spec)
 	}
-	for try := 0; ; try++ {
+	var p patience
+	for {
 		var spki []byte
 		r := newRequest(opFunc, d.t.epoch.Load())
 		r.out = make([]byte, maxPKCS8) // wiped if the caller has gone
@@ -31,13 +33,12 @@ func (d *Member) GenerateDataKeyPair(ctx context.Context, spec string) (privateP
 			return err
 		}
 		private, err := d.t.maker.do(ctx, r)
-		if errors.Is(err, errStale) && try < d.t.maker.size {
-			continue
+		if err == nil {
+			return private, spki, nil
 		}
-		if err != nil {
+		if err := p.again(ctx, d.t, err); err != nil {
 			return nil, nil, fmt.Errorf("generating a data key pair of %s: %w", spec, settled(err))
 		}
-		return private, spki, nil
 	}
 }
 
@@ -78,21 +79,36 @@ func (s spec) privateAttributes() []uint {
 	return nil
 }
 
-// readPrivate reads the attributes straight into a buffer that it wipes.
+// readPrivate reads the attributes straight into buffers that it wipes, twice:
+// nothing else would show that the device had cut one short.
 func (s *session) readPrivate(sp spec, private pkcs11.ObjectHandle, spki, out []byte) (int, error) {
-	buf := make([]byte, maxPKCS8)
+	buf := make([]byte, 2*maxPKCS8)
 	defer clear(buf)
+	values, err := s.readAttributes(sp, private, buf[:maxPKCS8])
+	if err != nil {
+		return 0, err
+	}
+	again, err := s.readAttributes(sp, private, buf[maxPKCS8:])
+	if err != nil {
+		return 0, err
+	}
+	if !slices.EqualFunc(values, again, bytes.Equal) {
+		return 0, errChanging
+	}
+	return sp.encodePrivate(values, spki, out)
+}
+
+func (s *session) readAttributes(sp spec, private pkcs11.ObjectHandle, rest []byte) ([][]byte, error) {
 	var values [][]byte
-	rest := buf
 	for _, kind := range sp.privateAttributes() {
 		n, code := s.t.module.native.attribute(s.handle, private, kind, rest)
 		if code != pkcs11.CKR_OK {
-			return 0, &DeviceError{Doing: "reading a data key pair", Code: code}
+			return nil, &DeviceError{Doing: "reading a data key pair", Code: code}
 		}
 		values = append(values, rest[:n])
 		rest = rest[n:]
 	}
-	return sp.encodePrivate(values, spki, out)
+	return values, nil
 }
 
 // encodePrivate writes a PrivateKeyInfo (RFC 5208 §5) to out, without any

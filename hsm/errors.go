@@ -52,14 +52,14 @@ func (e *DeviceError) Error() string {
 	return fmt.Sprintf("%s: %s (0x%X)", e.Doing, codeName(e.Code), e.Code)
 }
 
-// Is makes device, session and login losses match ErrUnavailable.
+// Is makes losses of device, session and login match ErrUnavailable, and a
+// device that has too much to do ErrBusy.
 func (e *DeviceError) Is(target error) bool {
-	if target != ErrUnavailable {
-		return false
-	}
 	switch classify(e.Code) {
-	case classDevice, classSession, classLogin, classHandle, classPIN:
-		return true
+	case classDevice, classToken, classSession, classLogin, classHandle, classPIN, classStrange:
+		return target == ErrUnavailable
+	case classBusy:
+		return target == ErrBusy
 	}
 	return false
 }
@@ -88,33 +88,53 @@ func codeOf(err error) (uint, bool) {
 	return 0, false
 }
 
+func isCode(err error, code uint) bool {
+	got, ok := codeOf(err)
+	return ok && got == code
+}
+
 // class sorts return codes by what helps against them.
 type class int
 
 const (
-	classOther   class = iota
-	classDevice        // device or token gone: recover the module
-	classSession       // session gone or spoilt: replace it
-	classLogin         // logged out behind our back: log in once
-	classHandle        // object handle stale: load it again once
-	classPIN           // never try again
-	classData          // the data may be bad, or the device: probe
-	classForged        // the data is bad
+	classOther   class = iota // the device cannot do it, or Trent asks wrongly
+	classDevice               // device gone: restart the module
+	classToken                // token gone: restart the module
+	classSession              // session gone or spoilt: replace it
+	classLogin                // logged out behind our back: log in again
+	classHandle               // object handle stale: load it again once
+	classBusy                 // wait and try again
+	classPIN                  // never try again
+	classData                 // the data may be bad, or the device: probe
+	classForged               // the data is bad
+	classStrange              // an answer that cannot be: try once more on another session
 )
+
+// String is the class's name in metrics.
+func (c class) String() string {
+	return [...]string{"fatal", "device", "token", "session", "login", "object", "busy", "pin", "doubtful", "caller", "strange"}[c]
+}
+
+// ckrVendor is where the codes begin that vendors make up.
+const ckrVendor = pkcs11.CKR_VENDOR_DEFINED
 
 func classify(code uint) class {
 	switch code {
 	case pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_DEVICE_REMOVED,
-		pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED,
 		pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED:
 		return classDevice
-	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED, pkcs11.CKR_OPERATION_ACTIVE:
+	case pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_TOKEN_NOT_RECOGNIZED, pkcs11.CKR_SLOT_ID_INVALID:
+		return classToken
+	case pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_SESSION_CLOSED,
+		pkcs11.CKR_OPERATION_ACTIVE, pkcs11.CKR_OPERATION_NOT_INITIALIZED:
 		return classSession
 	case pkcs11.CKR_USER_NOT_LOGGED_IN:
 		return classLogin
 	case pkcs11.CKR_OBJECT_HANDLE_INVALID, pkcs11.CKR_KEY_HANDLE_INVALID,
 		pkcs11.CKR_WRAPPING_KEY_HANDLE_INVALID, pkcs11.CKR_UNWRAPPING_KEY_HANDLE_INVALID:
 		return classHandle
+	case pkcs11.CKR_SESSION_COUNT, pkcs11.CKR_HOST_MEMORY, pkcs11.CKR_FUNCTION_CANCELED, ckrTokenResourceExceeded:
+		return classBusy
 	case pkcs11.CKR_PIN_INCORRECT, pkcs11.CKR_PIN_INVALID, pkcs11.CKR_PIN_LEN_RANGE,
 		pkcs11.CKR_PIN_EXPIRED, pkcs11.CKR_PIN_LOCKED:
 		return classPIN
@@ -125,14 +145,26 @@ func classify(code uint) class {
 		pkcs11.CKR_SIGNATURE_LEN_RANGE, ckrAEADDecryptFailed:
 		return classForged
 	}
+	if code >= ckrVendor {
+		return classStrange
+	}
 	return classOther
 }
 
+// otherKey are the answers of a device to a handle of another kind of key.
+// Where a handle was good before, it may have come to mean another object.
+var otherKey = []uint{
+	pkcs11.CKR_KEY_TYPE_INCONSISTENT, pkcs11.CKR_KEY_FUNCTION_NOT_PERMITTED, pkcs11.CKR_KEY_SIZE_RANGE,
+}
+
 // Return codes that miekg does not name. The second is PKCS#11 3.0's for a bad
-// GCM tag.
+// GCM tag; the last two are Trent's own.
 const (
-	ckrActionProhibited  = 0x1B
-	ckrAEADDecryptFailed = 0x42
+	ckrActionProhibited      = 0x1B
+	ckrAEADDecryptFailed     = 0x42
+	ckrTokenResourceExceeded = 0x201
+	ckrWrongLength           = ckrVendor | 0x74726e74 // "trnt"
+	ckrChanging              = ckrWrongLength + 1
 )
 
 // codeName gives the CKR_ name that vendors' manuals index; miekg has the
@@ -143,6 +175,15 @@ func codeName(code uint) string {
 		return "CKR_ACTION_PROHIBITED"
 	case ckrAEADDecryptFailed:
 		return "CKR_AEAD_DECRYPT_FAILED"
+	case ckrTokenResourceExceeded:
+		return "CKR_TOKEN_RESOURCE_EXCEEDED"
+	case ckrWrongLength:
+		return "output of the wrong length"
+	case ckrChanging:
+		return "two answers to one question"
+	}
+	if code >= ckrVendor {
+		return "CKR_VENDOR_DEFINED" // one name for all, or metrics would grow
 	}
 	text := pkcs11.Error(code).Error()
 	if name := text[strings.LastIndex(text, " ")+1:]; name != "" {

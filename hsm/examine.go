@@ -119,10 +119,10 @@ func Examine(ctx context.Context, cfg Config) (Report, error) {
 
 // lookAround needs no login.
 func (r *Report) lookAround(cfg Config) {
-	modules.mu.Lock()
-	defer modules.mu.Unlock()
 	m, err := load(cfg.Module)
 	if err == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		err = m.look(func() error { return r.lookAtSlots(m, cfg) })
 	}
 	if err != nil {

@@ -193,12 +193,18 @@ func (c *handleCache) discard(ekt EKT) {
 }
 
 // drop takes h out of the cache, so that the next demand loads it anew. Its
-// object is destroyed when the last user lets go.
+// object is destroyed when the last user lets go, which may be now.
 func (h *handle) drop() {
-	h.cache.mu.Lock()
-	defer h.cache.mu.Unlock()
-	if h.place != nil {
-		h.cache.remove(h)
+	c := h.cache
+	c.mu.Lock()
+	held := h.place != nil
+	if held {
+		c.remove(h)
+	}
+	orphan := held && h.users == 0 && h.err == nil
+	c.mu.Unlock()
+	if orphan {
+		c.destroy(h)
 	}
 }
 

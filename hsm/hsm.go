@@ -10,6 +10,7 @@ package hsm
 import (
 	"log/slog"
 	"runtime"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -41,6 +42,14 @@ type Config struct {
 	// HandleCache is how many unwrapped session objects may live on the token
 	// at once: as many secret keys, and as many private ones. 0 = 1024.
 	HandleCache int
+
+	// RecoveryWait is how long a call waits for a device that is being recovered
+	// before it gets ErrUnavailable. 0 = 2 s.
+	RecoveryWait time.Duration
+
+	// HungAfter is how long one PKCS#11 call may take before the token counts
+	// as hung. 0 = 30 s, more than any device takes for a key of RSA_4096.
+	HungAfter time.Duration
 
 	// Logger hears of lost sessions and other faults. nil = discard.
 	Logger *slog.Logger `json:"-"`
@@ -76,6 +85,12 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.HandleCache <= 0 {
 		cfg.HandleCache = 1024
+	}
+	if cfg.RecoveryWait <= 0 {
+		cfg.RecoveryWait = 2 * time.Second
+	}
+	if cfg.HungAfter <= 0 {
+		cfg.HungAfter = 30 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -154,6 +154,9 @@ func (d *Member) Import(ctx context.Context, wrappingKey EKT, algorithm, spec st
 		return Material{}, err
 	}
 	made, err := d.importWith(ctx, wrappingKey, wrappings[algorithm], spec, sp, use, wrapped)
+	if errors.Is(err, ErrInvalidCiphertext) || errors.Is(err, ErrMaterial) { // a device that errs once must not condemn
+		made, err = d.importWith(ctx, wrappingKey, wrappings[algorithm], spec, sp, use, wrapped)
+	}
 	if err != nil {
 		return Material{}, fmt.Errorf("importing key material of %s: %w", spec, err)
 	}
@@ -255,7 +258,7 @@ func (s *session) unwrapStrange(keys *domainKeys, by []*pkcs11.Mechanism, with p
 		return 0, fmt.Errorf("%w (%s)", ErrMaterial, codeName(code))
 	case classify(code) != classData && classify(code) != classForged:
 		return 0, err
-	case !s.healthy(keys.probe):
+	case !s.healthy(keys):
 		return 0, fmt.Errorf("%w: %w, and the known-answer probe fails too", ErrUnavailable, err)
 	}
 	return 0, fmt.Errorf("%w (%s)", ErrInvalidCiphertext, codeName(code))

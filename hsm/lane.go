@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"runtime"
 	"sync"
@@ -11,10 +10,6 @@ import (
 
 	"github.com/miekg/pkcs11"
 )
-
-// errStale: the request's handle belongs to an earlier epoch. The domain loads
-// it anew; no caller sees this.
-var errStale = errors.New("object handle of an earlier epoch")
 
 var errClosed = fmt.Errorf("%w: the token was closed", ErrUnavailable)
 
@@ -28,21 +23,24 @@ type lane struct {
 	queue   chan *request
 	workers sync.WaitGroup
 	stats   *metrics
-	since   []atomic.Int64 // when each worker began its call; 0 = it is idle
-	size    int            // of its sessions
-	batch   int            // see quick and slow
+	name    string // in metrics
+	batch   int    // see quick and slow
+
+	sessions []*session   // one for each worker
+	busy     atomic.Int32 // sessions in use
 
 	mu     sync.RWMutex // guards closed against sends on queue
 	closed bool
 }
 
-func startLane(queue, batch int, stats *metrics, sessions ...*session) *lane {
-	l := &lane{queue: make(chan *request, queue), size: len(sessions), batch: batch, stats: stats}
-	l.since = make([]atomic.Int64, len(sessions))
-	for i, s := range sessions {
-		l.workers.Go(func() { l.work(s, &l.since[i]) })
+func newLane(name string, queue, batch int) *lane {
+	return &lane{name: name, queue: make(chan *request, queue), batch: batch}
+}
+
+func (l *lane) start() {
+	for _, s := range l.sessions {
+		l.workers.Go(func() { l.work(s) })
 	}
-	return l
 }
 
 // quick is how many requests a busy worker answers at a time. Waking a caller
@@ -55,33 +53,37 @@ const quick = 16
 // for another's.
 const slow = 1
 
-// busy is for how long the longest call has been going on.
-func (l *lane) busy(now time.Time) time.Duration {
+// longest is for how long the longest call has been going on.
+func (l *lane) longest(now time.Time) time.Duration {
 	longest := time.Duration(0)
-	for i := range l.since {
-		if since := l.since[i].Load(); since != 0 {
+	for _, s := range l.sessions {
+		if since := s.since.Load(); since != 0 {
 			longest = max(longest, time.Duration(now.UnixNano()-since))
 		}
 	}
 	return longest
 }
 
-func (l *lane) work(s *session, since *atomic.Int64) {
-	defer s.close()
+func (l *lane) work(s *session) {
 	served := make([]*request, 0, l.batch)
 	for {
-		r, open := l.next(len(served) == 0)
+		idle := len(served) == 0
+		r, open := l.next(idle)
 		if r != nil {
+			if idle {
+				l.busy.Add(1)
+			}
 			if r.state.Load() == waiting {
-				since.Store(time.Now().UnixNano())
 				s.run(r)
-				since.Store(0)
 			}
 			served = append(served, r)
 		}
 		if r == nil || len(served) == l.batch {
 			for _, r := range served {
 				r.answer()
+			}
+			if len(served) > 0 {
+				l.busy.Add(-1)
 			}
 			served = served[:0]
 			runtime.Gosched()
@@ -173,7 +175,7 @@ func (l *lane) do(ctx context.Context, r *request) ([]byte, error) {
 		}
 		<-r.done
 	}
-	l.stats.took(r.op, r.took)
+	l.stats.took(r)
 	out, err := r.out, r.err
 	if err != nil {
 		r.wipeOutput()
@@ -262,6 +264,25 @@ func (r *request) input(iv, aad, in, mac []byte, out int) {
 	if out > 0 {
 		r.out = make([]byte, out)
 	}
+}
+
+// wrongLength: the device says that it wrote more or less than the mechanism
+// can yield. Of a plaintext of RSA-OAEP and of random bytes that cannot be
+// told.
+func (r *request) wrongLength() bool {
+	switch r.op {
+	case opEncrypt:
+		return r.length != len(r.in)+tagSize
+	case opDecrypt:
+		return r.length != len(r.in)-tagSize
+	case opHMAC, opMAC, opAgree:
+		return r.length != len(r.out)
+	case opSign:
+		return !signatureLength(r.mechanism, r.length, len(r.out))
+	case opDecryptRSA:
+		return r.length > len(r.out)
+	}
+	return false
 }
 
 func (r *request) wipeOutput() { clear(r.out) }

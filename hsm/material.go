@@ -129,7 +129,7 @@ func (s *session) blameMaterial(keys *domainKeys, err error) error {
 	}
 	switch classify(code) {
 	case classOther, classData, classForged:
-		if s.healthy(keys.probe) {
+		if s.healthy(keys) {
 			return fmt.Errorf("%w: %s", ErrMaterial, err.Error())
 		}
 	}

@@ -32,8 +32,11 @@ type Member struct {
 	private *handleCache
 	tried   tried
 
-	mu   sync.Mutex // guards keys
+	mu   sync.Mutex // guards what follows
 	keys *domainKeys
+	// probe was made in the epoch probed, and outlives keys that are forgotten.
+	probe  probe
+	probed uint64
 }
 
 // domainKeys are the handles of a domain's objects in one epoch.
@@ -100,6 +103,15 @@ func domainOfLabel(label string) (id DomainID, ok bool) {
 // refuses a set that is incomplete (ErrNoDomain), and objects that are double
 // or other than CreateDomain makes them (ErrDomainConflict).
 func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Member, error) {
+	d, err := t.openDomain(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	t.revivers.add(d.revive)
+	return d, nil
+}
+
+func (t *Token) openDomain(ctx context.Context, id DomainID) (*Member, error) {
 	d := &Member{t: t, id: id}
 	d.cache = d.newCache(d.load)
 	d.private = d.newCache(d.loadPrivate)
@@ -118,6 +130,50 @@ func (d *Member) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, 
 	return c
 }
 
+// revive finds the domain's handles, if it was not done yet: in a new epoch,
+// before it serves. It runs on the keeper's session.
+func (d *Member) revive(s *session) error {
+	d.mu.Lock()
+	known := d.keys != nil && d.keys.epoch == s.t.epoch.Load()
+	d.mu.Unlock()
+	if known {
+		return nil
+	}
+	found, err := d.find(s)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.keys, d.probe, d.probed = found, found.probe, found.epoch
+	return nil
+}
+
+// forgetKeys has the domain's handles found anew: the device does not know
+// those that it gave.
+func (d *Member) forgetKeys(keys *domainKeys) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.keys == keys {
+		d.keys = nil
+	}
+}
+
+// knownAnswer returns the probe of this epoch, if there is one that works, or
+// makes another.
+func (d *Member) knownAnswer(s *session, epoch uint64) (probe, error) {
+	d.mu.Lock()
+	old, probed := d.probe, d.probed
+	d.mu.Unlock()
+	if probed == epoch {
+		if s.answers(old) == nil {
+			return old, nil
+		}
+		s.destroy(old.key)
+	}
+	return s.newProbe()
+}
+
 // current returns the domain's handles, found anew if a new epoch began.
 func (d *Member) current(ctx context.Context) (*domainKeys, error) {
 	d.mu.Lock()
@@ -126,19 +182,15 @@ func (d *Member) current(ctx context.Context) (*domainKeys, error) {
 	if keys != nil && keys.epoch == d.t.epoch.Load() {
 		return keys, nil
 	}
-	var found *domainKeys
-	err := d.t.onKeeperRetrying(ctx, func(s *session) error {
-		var err error
-		found, err = d.find(s)
-		return err
-	})
-	if err != nil {
+	if err := d.t.onKeeperRetrying(ctx, d.revive); err != nil {
 		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.keys = found
-	return found, nil
+	if d.keys == nil { // forgotten again
+		return nil, settled(errStale)
+	}
+	return d.keys, nil
 }
 
 // find runs on the keeper's worker.
@@ -170,7 +222,7 @@ func (d *Member) find(s *session) (*domainKeys, error) {
 	if err := s.inspect(keys); err != nil {
 		return nil, err
 	}
-	keys.probe, err = s.newProbe()
+	keys.probe, err = d.knownAnswer(s, keys.epoch)
 	return keys, err
 }
 

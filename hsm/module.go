@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -13,15 +14,26 @@ import (
 
 // module is a loaded PKCS#11 library. There is one per path and process,
 // because C_Initialize and C_Finalize act on the whole process. crypto11 calls
-// both, counting its users; between them an epoch lasts.
+// both, counting its users.
 type module struct {
 	path   string
 	p11    *pkcs11.Ctx
 	native native
 
-	// modules.mu guards these.
-	users int    // open tokens
-	epoch uint64 // counts initialisations
+	// mu is held by whoever initialises, finalises or logs in.
+	mu     sync.Mutex
+	users  int                 // connections; guarded by mu
+	tokens map[*Token]struct{} // open ones; guarded by mu
+	// restarted: the library was ill once, and may not have been finalised when
+	// its last connection ended, which crypto11 does not say; guarded by mu.
+	restarted bool
+
+	// asking guards these, and is never held during a call of the library.
+	asking  sync.Mutex
+	pleas   map[*Token]plea
+	mending bool      // whether mend runs
+	rests   time.Time // when the next recovery may begin
+	strikes int       // recoveries that followed each other soon
 }
 
 // modules is process-wide state because PKCS#11 libraries are.
@@ -30,9 +42,10 @@ var modules = struct {
 	byPath map[string]*module
 }{byPath: map[string]*module{}}
 
-// load returns the library at path, loading it at most once. The caller holds
-// modules.mu.
+// load returns the library at path, loading it at most once.
 func load(path string) (*module, error) {
+	modules.mu.Lock()
+	defer modules.mu.Unlock()
 	if m, ok := modules.byPath[path]; ok {
 		return m, nil
 	}
@@ -50,7 +63,7 @@ func load(path string) (*module, error) {
 	if p11 == nil {
 		return nil, fmt.Errorf("%w: %s: it loads but gives no function list", ErrModule, path)
 	}
-	m := &module{path: path, p11: p11, native: functions}
+	m := &module{path: path, p11: p11, native: functions, tokens: map[*Token]struct{}{}}
 	modules.byPath[path] = m
 	return m, nil
 }
@@ -63,7 +76,7 @@ type slot struct {
 
 // look runs f while the library is initialised. When no token is open it
 // initialises and finalises around f, since crypto11 insists on being the one
-// that initialises. The caller holds modules.mu.
+// that initialises. The caller holds m.mu.
 func (m *module) look(f func() error) error {
 	if m.users > 0 {
 		return f()
@@ -165,7 +178,7 @@ func loginAllowed(s slot, pin PIN) error {
 }
 
 // connect lets crypto11 initialise the library and log in, trying the PIN
-// exactly once. The caller holds modules.mu.
+// exactly once. The caller holds m.mu.
 func (m *module) connect(s slot, cfg Config, unique bool) (*crypto11.Context, error) {
 	if cfg.loggingIn != nil {
 		cfg.loggingIn()
@@ -179,9 +192,6 @@ func (m *module) connect(s slot, cfg Config, unique bool) (*crypto11.Context, er
 	context, err := crypto11.Configure(settings)
 	settings.Pin = "" // crypto11 keeps its settings for as long as the connection
 	if err == nil {
-		if m.users == 0 {
-			m.epoch++
-		}
 		m.users++
 		return context, nil
 	}
@@ -192,10 +202,49 @@ func (m *module) connect(s slot, cfg Config, unique bool) (*crypto11.Context, er
 	return nil, fmt.Errorf("logging in to token %q: %w", s.token.Label, deviceError("connecting", err))
 }
 
-// release gives back what connect took.
-func (m *module) release(context *crypto11.Context) error {
-	modules.mu.Lock()
-	defer modules.mu.Unlock()
-	m.users--
-	return context.Close()
+// dial finds the one token that cfg names, and connects to it. The caller
+// holds m.mu.
+func (m *module) dial(cfg Config) (slot, *crypto11.Context, error) {
+	var chosen slot
+	var unique bool
+	find := func() error {
+		slots, err := m.slots()
+		if err != nil {
+			return err
+		}
+		if chosen, err = choose(slots, cfg); err != nil {
+			return err
+		}
+		unique = serialUnique(slots, chosen)
+		return nil
+	}
+	if m.users == 0 && m.restarted {
+		_ = m.p11.Finalize()
+	}
+	if err := m.look(find); err != nil {
+		return slot{}, nil, err
+	}
+	if err := loginAllowed(chosen, cfg.PIN); err != nil {
+		return slot{}, nil, err
+	}
+	conn, err := m.connect(chosen, cfg, unique)
+	if err != nil {
+		return slot{}, nil, err
+	}
+	// Slot numbers may have moved with the new initialisation.
+	if err := find(); err != nil {
+		m.users--
+		return slot{}, nil, errors.Join(err, conn.Close())
+	}
+	return chosen, conn, nil
+}
+
+func serialUnique(slots []slot, chosen slot) bool {
+	n := 0
+	for _, s := range slots {
+		if s.token.SerialNumber == chosen.token.SerialNumber {
+			n++
+		}
+	}
+	return n == 1 && chosen.token.SerialNumber != ""
 }

@@ -59,7 +59,7 @@ func (d *Member) blame(ctx context.Context, code uint, err error) error {
 	}
 	healthy := false
 	probeErr := d.onKeeper(ctx, func(s *session, keys *domainKeys) error {
-		healthy = s.healthy(keys.probe)
+		healthy = s.healthy(keys)
 		return nil
 	})
 	switch {
@@ -97,35 +97,40 @@ func (d *Member) use(ctx context.Context, ekt EKT, c keyClass, build func(epoch 
 	return d.useCached(ctx, d.cache, d.t.lane, ekt, build)
 }
 
-// useCached runs one request with a cached key, once more if its handle turned
-// out to be stale.
+// useCached runs one request with a cached key, again if its handle turned out
+// to be stale or the device was lost meanwhile.
 func (d *Member) useCached(ctx context.Context, cache *handleCache, on *lane, name EKT, build func(epoch uint64) *request) ([]byte, error) {
-	for try := 0; ; try++ {
+	var p patience
+	reloaded := false
+	for {
 		h, err := cache.acquire(ctx, name)
-		if errors.Is(err, errStale) && try == 0 {
-			continue
+		if err == nil {
+			r := build(h.epoch)
+			r.key, r.handle = h.object, h
+			o := r.op
+			out, doErr := on.do(ctx, r) // releases h
+			if doErr == nil {
+				return out, nil
+			}
+			err = doErr
+			if suspicious(o, err) {
+				h.drop()
+				if !reloaded && !errors.Is(err, errStale) {
+					reloaded = true
+					continue
+				}
+			}
 		}
-		if err != nil {
+		if err := p.again(ctx, d.t, err); err != nil {
 			return nil, settled(err)
 		}
-		r := build(h.epoch)
-		r.key, r.handle = h.object, h
-		out, err := on.do(ctx, r) // releases h
-		if try == 0 && stale(err) {
-			h.drop()
-			continue
-		}
-		return out, settled(err)
 	}
 }
 
-// stale says whether a fresh handle may help.
+// stale says whether the domain's own handles may be.
 func stale(err error) bool {
-	if err == nil {
-		return false
-	}
 	code, ok := codeOf(err)
-	return errors.Is(err, errStale) || ok && classify(code) == classHandle
+	return ok && classify(code) == classHandle
 }
 
 // Forget has the unwrapped copy of ekt destroyed, if the token holds one: its
@@ -149,7 +154,7 @@ var checkMessage = []byte("Trent check value 1")
 // check value, which is the base of GCM's authentication key.
 func (d *Member) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
 	var value []byte
-	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
+	err := d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
 		value, err = s.checkValue(keys, ekt)
 		return err
 	})
@@ -191,6 +196,9 @@ func (s *session) checkValue(keys *domainKeys, ekt EKT) ([]byte, error) {
 	defer s.destroy(object)
 	out := make([]byte, size)
 	n, code := s.t.module.native.sign(mechanism, s.handle, object, checkMessage, out)
+	if code == pkcs11.CKR_OK && n != size {
+		code = ckrWrongLength
+	}
 	if code != pkcs11.CKR_OK {
 		return nil, &DeviceError{Doing: "computing the check value", Code: code}
 	}
@@ -222,11 +230,16 @@ func (t *Token) random(ctx context.Context, p []byte) error {
 
 // doFresh is do for calls that need no key of their own epoch.
 func (l *lane) doFresh(ctx context.Context, t *Token, build func(epoch uint64) *request) ([]byte, error) {
-	out, err := l.do(ctx, build(t.epoch.Load()))
-	if errors.Is(err, errStale) {
-		out, err = l.do(ctx, build(t.epoch.Load()))
+	var p patience
+	for {
+		out, err := l.do(ctx, build(t.epoch.Load()))
+		if err == nil {
+			return out, nil
+		}
+		if err := p.again(ctx, t, err); err != nil {
+			return nil, settled(err)
+		}
 	}
-	return out, settled(err)
 }
 
 // Sum returns HMAC-SHA-256 (32 bytes) of message under the domain's MAC key,
@@ -246,15 +259,20 @@ func (d *Member) Verify(ctx context.Context, generation uint32, message, mac []b
 	if generation != firstGeneration || len(mac) != macSize {
 		return false, nil
 	}
-	_, err = d.useMACKey(ctx, opVerify, message, mac)
-	if code, ok := codeOf(err); ok && (code == pkcs11.CKR_SIGNATURE_INVALID || code == pkcs11.CKR_SIGNATURE_LEN_RANGE) {
-		return false, nil
+	// A device that used another key, once, must not make a row look forged.
+	for range 2 {
+		_, err = d.useMACKey(ctx, opVerify, message, mac)
+		code, refused := codeOf(err)
+		if !refused || code != pkcs11.CKR_SIGNATURE_INVALID && code != pkcs11.CKR_SIGNATURE_LEN_RANGE {
+			return err == nil, err
+		}
 	}
-	return err == nil, err
+	return false, nil
 }
 
 func (d *Member) useMACKey(ctx context.Context, o op, message, mac []byte) ([]byte, error) {
-	for try := 0; ; try++ {
+	var p patience
+	for {
 		keys, err := d.current(ctx)
 		if err != nil {
 			return nil, err
@@ -267,9 +285,14 @@ func (d *Member) useMACKey(ctx context.Context, o op, message, mac []byte) ([]by
 		}
 		r.input(nil, nil, message, mac, size)
 		out, err := d.t.sealing.do(ctx, r)
-		if try == 0 && stale(err) {
-			continue
+		if err == nil {
+			return out, nil
 		}
-		return out, settled(err)
+		if stale(err) {
+			d.forgetKeys(keys)
+		}
+		if err := p.again(ctx, d.t, err); err != nil {
+			return nil, settled(err)
+		}
 	}
 }

@@ -44,8 +44,25 @@ func (s spec) publicAttributes() []uint {
 	return []uint{pkcs11.CKA_VALUE}
 }
 
-// publicKey reads the public half from object, which for RSA may be either.
+// publicKey reads the public half from object, which for RSA may be either. It
+// reads it twice: nothing else would show that the device had answered for
+// another object.
 func (s *session) publicKey(sp spec, object pkcs11.ObjectHandle) ([]byte, error) {
+	key, err := s.readPublicKey(sp, object)
+	if err != nil {
+		return nil, err
+	}
+	again, err := s.readPublicKey(sp, object)
+	if err == nil && !bytes.Equal(key, again) {
+		err = errChanging
+	}
+	return key, err
+}
+
+// errChanging counts as a loss: the call begins again with another session.
+var errChanging = &DeviceError{Doing: "reading a key", Code: ckrChanging}
+
+func (s *session) readPublicKey(sp spec, object pkcs11.ObjectHandle) ([]byte, error) {
 	var values [][]byte
 	for _, kind := range sp.publicAttributes() {
 		value, err := s.attribute(object, kind)

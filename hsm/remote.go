@@ -86,7 +86,7 @@ func (c callOp) lane() laneKind {
 // errLost wraps ErrUnavailable: what the call came to is not known.
 var errLost = fmt.Errorf("%w: its worker process ended", ErrUnavailable)
 
-var errHung = fmt.Errorf("%w: it did not answer in time, and its worker process was killed", ErrUnavailable)
+var errKilled = fmt.Errorf("%w: it did not answer in time, and its worker process was killed", ErrUnavailable)
 
 func newRemote(p *process, l Limits, calls int, hangs prometheus.Counter) *remote {
 	r := &remote{
@@ -205,7 +205,7 @@ func (w *remote) notice(number uint32) {
 	case noticeLogin:
 		w.loggedIn.Store(true)
 	case noticeHung:
-		w.lose(errHung)
+		w.lose(errKilled)
 	case noticeRetire:
 		select {
 		case w.retire <- struct{}{}:
@@ -253,7 +253,7 @@ func (w *remote) lose(why error) {
 	calls := w.calls
 	w.calls, w.free = nil, nil
 	w.mu.Unlock()
-	if errors.Is(why, errHung) {
+	if errors.Is(why, errKilled) {
 		w.hangs.Inc()
 	}
 	w.process.kill()
@@ -303,7 +303,7 @@ func (w *remote) watch() {
 			w.coarse.Store(now.UnixNano())
 			if lane, hung := w.hung(now.UnixNano()); hung {
 				w.process.log.Error("killing a worker that hangs", "lane", lane, "calls", w.inFlight())
-				w.lose(errHung)
+				w.lose(errKilled)
 				return
 			}
 		}

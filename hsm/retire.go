@@ -39,7 +39,7 @@ func (w *worker) watchDevice() {
 			if l == w.token.maker {
 				limit = limits.Make
 			}
-			if l.busy(now) <= limit {
+			if l.longest(now) <= limit {
 				continue
 			}
 			w.log.Error("a call to the HSM hangs: ending the worker", "limit", limit)

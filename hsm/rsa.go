@@ -53,7 +53,12 @@ func (d *Member) DecryptRSA(ctx context.Context, ekt EKT, algorithm string, ciph
 	var unsupported *UnsupportedError
 	switch {
 	case errors.As(lacking, &unsupported):
-		return d.decryptRaw(ctx, ekt, hash, ciphertext)
+		plaintext, err := d.decryptRaw(ctx, ekt, hash, ciphertext)
+		if errors.Is(err, errPadding) { // believed if it holds for the key loaded anew
+			d.private.discard(privateName(UseEncrypt, ekt))
+			plaintext, err = d.decryptRaw(ctx, ekt, hash, ciphertext)
+		}
+		return plaintext, err
 	case lacking != nil || plaintext != nil:
 		return plaintext, lacking
 	}
@@ -90,10 +95,12 @@ func (d *Member) decryptRaw(ctx context.Context, ekt EKT, hash crypto.Hash, ciph
 	copy(padded[len(padded)-len(raw):], raw) // some devices drop leading zeros
 	message, ok := unpadOAEP(hash, padded)
 	if !ok {
-		return nil, fmt.Errorf("%w: its padding is wrong", ErrInvalidCiphertext)
+		return nil, errPadding
 	}
 	return message, nil
 }
+
+var errPadding = fmt.Errorf("%w: its padding is wrong", ErrInvalidCiphertext)
 
 // unpadOAEP takes the padding off padded, in place (RFC 8017 §7.1.2, steps 3).
 // Its time depends on lengths only until the answer is known as a whole: what

@@ -2,16 +2,29 @@ package hsm
 
 import (
 	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/miekg/pkcs11"
 )
 
-// session is one PKCS#11 session, owned by one worker goroutine.
+// session is one PKCS#11 session. Its worker uses it with Token.using
+// read-locked; recovery replaces its handle with the write lock.
 type session struct {
 	t      *Token
 	handle pkcs11.SessionHandle
+	// keeper: every cached object belongs to this session. It is replaced only
+	// by recovery, which ends their epoch.
 	keeper bool
+	// strikes counts losses that a new session or a fresh handle did not cure.
+	strikes int
+	// doomed are objects that the device did not destroy when told to.
+	doomed []pkcs11.ObjectHandle
+	// since is when the call began that the worker makes, in Unix nanoseconds;
+	// 0 = none.
+	since atomic.Int64
 }
 
 func (t *Token) openSession() (*session, error) {
@@ -33,138 +46,124 @@ func (s *session) open() error {
 	return nil
 }
 
-// close forgets the handle as well, since a device may give its number to
-// another session. Calls on the invalid handle 0 answer
-// CKR_SESSION_HANDLE_INVALID, which leads back to replace.
+// close ends the session. One that the device does not close is kept in mind.
 func (s *session) close() {
 	if s.handle == 0 {
 		return
 	}
-	_ = s.t.module.p11.CloseSession(s.handle)
-	s.handle = 0
+	if !s.t.closeHandle(s.handle) {
+		s.t.orphans.add(s.handle)
+	}
+	s.forget()
+}
+
+// forget drops the handle, since a device may give its number to another
+// session. Calls on the invalid handle 0 answer CKR_SESSION_HANDLE_INVALID,
+// which leads to replace.
+func (s *session) forget() {
+	if s.handle == 0 {
+		return
+	}
+	s.handle, s.doomed = 0, nil
 	s.t.stats.sessions.Dec()
 }
 
+// closeHandle says whether the session is gone.
+func (t *Token) closeHandle(handle pkcs11.SessionHandle) bool {
+	code, refused := codeOf(t.module.p11.CloseSession(handle))
+	return !refused || code == pkcs11.CKR_SESSION_HANDLE_INVALID || code == pkcs11.CKR_SESSION_CLOSED
+}
+
+// orphans are sessions that could not be closed. They, and what objects they
+// have, would stay until the library is finalised.
+type orphans struct {
+	mu   sync.Mutex
+	list []pkcs11.SessionHandle
+	any  atomic.Bool // whether list has some
+}
+
+func (o *orphans) add(handle pkcs11.SessionHandle) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.list = append(o.list, handle)
+	o.any.Store(true)
+}
+
+func (o *orphans) forget() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.list = nil
+	o.any.Store(false)
+}
+
+// close tries again.
+func (o *orphans) close(t *Token) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.list = slices.DeleteFunc(o.list, t.closeHandle)
+	o.any.Store(len(o.list) > 0)
+}
+
 // replace throws the session away for a new one. Never the keeper's own, which
-// would take every session object with it: see ensure.
+// would take every cached object with it.
 func (s *session) replace() error {
 	s.close()
 	return s.open()
 }
 
-// ensure checks that the keeper's session lives and is logged in; if not it
-// renews both, which begins a new epoch.
-func (s *session) ensure() error {
+func (s *session) state() (uint, error) {
 	info, err := s.t.module.p11.GetSessionInfo(s.handle)
-	if err == nil && info.State == pkcs11.CKS_RW_USER_FUNCTIONS {
-		return nil
-	}
-	s.t.log.Warn("renewing the login to the HSM", "token", s.t.info.Label, "cause", deviceError("looking at the session", err))
-	s.endEpoch()
-	if err := s.open(); err != nil {
-		return err
-	}
-	info, err = s.t.module.p11.GetSessionInfo(s.handle)
-	if err != nil {
-		return deviceError("looking at the session", err)
-	}
-	if info.State == pkcs11.CKS_RW_USER_FUNCTIONS {
-		return nil
-	}
-	return s.login()
+	return info.State, deviceError("looking at the session", err)
 }
 
-// endEpoch waits for the calls that passed the check of their epoch, and
-// refuses all others before the session objects go: from then on the device
-// may give their handles to other objects.
-func (s *session) endEpoch() {
-	s.t.using.Lock()
-	defer s.t.using.Unlock()
-	s.t.epoch.Add(1)
-	s.close()
+// check says whether the session lives and is logged in.
+func (s *session) check() error {
+	state, err := s.state()
+	if err == nil && state != pkcs11.CKS_RW_USER_FUNCTIONS {
+		err = &DeviceError{Doing: "looking at the session", Code: pkcs11.CKR_USER_NOT_LOGGED_IN}
+	}
+	return err
 }
 
-// login tries the PIN at most once more in the token's life after it was
-// refused.
-func (s *session) login() error {
-	if s.t.pinRefused.Load() {
-		return fmt.Errorf("%w since it was opened; it is not tried again: restart with the right PIN", ErrPINIncorrect)
-	}
-	err := s.t.module.p11.Login(s.handle, pkcs11.CKU_USER, s.t.cfg.PIN.reveal())
-	code, ok := codeOf(err)
-	switch {
-	case err == nil, ok && code == pkcs11.CKR_USER_ALREADY_LOGGED_IN:
-		return nil
-	case ok && classify(code) == classPIN:
-		s.t.pinRefused.Store(true)
-	}
-	return deviceError(fmt.Sprintf("logging in to %q again", s.t.info.Label), err)
-}
-
-// run does what r asks on this session and leaves the result in r.
+// run does what r asks on this session and leaves the result in r. It is the
+// only way into the library for what uses handles: while the token is
+// recovered, and for handles of another epoch, it is closed.
 func (s *session) run(r *request) {
-	if r.op == opFunc {
-		s.runFunc(r)
+	if !s.t.using.TryRLock() { // nobody but recovery ever holds it
+		r.err = errDown
+		return
+	}
+	defer s.t.using.RUnlock()
+	if r.epoch != s.t.epoch.Load() {
+		r.err = errStale
 		return
 	}
 	start := time.Now()
-	code, ok := s.attempt(r)
-	if !ok {
-		r.err = errStale
-		return
-	}
+	s.since.Store(start.UnixNano())
+	s.perform(r)
 	r.took = time.Since(start)
-	if code != pkcs11.CKR_OK {
-		s.failed(r, code)
-	}
-}
-
-// attempt makes the call that r asks for, unless its handle is of another
-// epoch: then ok is false.
-func (s *session) attempt(r *request) (code uint, ok bool) {
-	s.t.using.RLock()
-	defer s.t.using.RUnlock()
-	if r.epoch != s.t.epoch.Load() {
-		return 0, false
-	}
-	return s.call(r), true
-}
-
-// runFunc runs a closure. If the session turned out to be lost, it is renewed
-// and the caller told to begin again.
-func (s *session) runFunc(r *request) {
-	epoch := s.t.epoch.Load()
-	r.err = s.enter(r.fn)
-	code, ok := codeOf(r.err)
-	if !ok {
+	s.since.Store(0)
+	if r.err != nil {
+		s.failed(r)
 		return
 	}
-	s.t.stats.failed(code)
-	switch classify(code) {
-	case classSession, classLogin, classHandle, classDevice:
-		if !s.keeper {
-			s.renew(r)
-		} else if s.ensure() == nil && s.t.epoch.Load() != epoch {
-			r.err = errStale
-		}
+	s.strikes = 0
+	if len(s.doomed) > 0 || s.t.orphans.any.Load() {
+		s.cleanUp()
 	}
 }
 
-// enter runs f, and keeps the epoch from ending meanwhile: a lane's f must not
-// wait for the keeper. The keeper's own may end it.
-func (s *session) enter(f func(*session) error) error {
-	if !s.keeper {
-		s.t.using.RLock()
-		defer s.t.using.RUnlock()
+func (s *session) perform(r *request) {
+	if r.op == opFunc {
+		r.err = r.fn(s)
+		return
 	}
-	return f(s)
-}
-
-// renew gives up a lane's session after a closure. What the closure made died
-// with it, so that the caller can begin again.
-func (s *session) renew(r *request) {
-	if s.recovered() == nil {
-		r.err = errStale
+	code := s.call(r)
+	if code == pkcs11.CKR_OK && r.wrongLength() {
+		code = ckrWrongLength
+	}
+	if code != pkcs11.CKR_OK {
+		r.err = &DeviceError{Doing: r.op.String(), Code: code}
 	}
 }
 
@@ -191,42 +190,99 @@ func (s *session) call(r *request) (code uint) {
 	return code
 }
 
-// failed sorts a refused call: lost sessions are replaced and the call made
-// once more; after an unclear code the session is not trusted again.
-func (s *session) failed(r *request, code uint) {
-	r.err = &DeviceError{Doing: r.op.String(), Code: code}
-	s.t.stats.failed(code)
-	switch classify(code) {
-	case classForged, classHandle:
+// failed does for session and token what the code of a refused call calls
+// for. A lane's session that saw an error is thrown away, and with it whatever
+// the call left behind.
+func (s *session) failed(r *request) {
+	code, ok := codeOf(r.err)
+	if !ok {
+		if len(s.doomed) > 0 {
+			s.cleanUp()
+		}
 		return
-	case classSession, classLogin:
-		if s.recovered() != nil {
+	}
+	s.t.stats.failed(code)
+	c := classify(code)
+	if c == classDevice || c == classToken {
+		s.t.ask(r.epoch, remedyRestart, r.err)
+		return
+	}
+	if s.keeper {
+		s.cleanUp()
+	} else if c != classForged || r.op == opAgree {
+		if err := s.replace(); err != nil {
+			s.unopened(r, err)
 			return
 		}
-		switch code, ok := s.attempt(r); {
-		case !ok:
-			r.err = errStale
-		case code != pkcs11.CKR_OK:
-			r.err = &DeviceError{Doing: r.op.String(), Code: code}
-		default:
-			r.err = nil
-		}
-	default:
-		if err := s.replace(); err != nil {
-			s.t.log.Error("replacing a session", "error", err)
-		}
+	}
+	if c == classSession || c == classLogin || c == classHandle {
+		s.strike(r)
 	}
 }
 
-// recovered replaces a lane's lost session and has the keeper look whether
-// the login and the session objects went with it.
-func (s *session) recovered() error {
-	err := s.replace()
-	if err == nil {
-		err = s.t.checkLogin(background)
+// unopened: the session stays closed, and the next call tries to open it.
+func (s *session) unopened(r *request, err error) {
+	s.t.log.Error("replacing a session", "token", s.t.info.Label, "error", err)
+	code, _ := codeOf(err)
+	s.t.stats.failed(code)
+	switch classify(code) {
+	case classDevice, classToken:
+		s.t.ask(r.epoch, remedyRestart, err)
+	default:
+		s.strike(r)
 	}
-	if err != nil {
-		s.t.log.Error("recovering a lost session", "token", s.t.info.Label, "error", err)
+}
+
+// strike has the token recovered if the login or the keeper's session is
+// lost, or if losses repeat although they are not.
+func (s *session) strike(r *request) {
+	s.strikes++
+	err := s.check()
+	code, _ := codeOf(err)
+	switch {
+	case err != nil && (classify(code) == classDevice || classify(code) == classToken), s.strikes >= 6:
+		s.strikes = 0
+		s.t.ask(r.epoch, remedyRestart, r.err)
+	case err != nil && (s.keeper || classify(code) == classLogin), s.strikes >= 3:
+		s.t.ask(r.epoch, remedyRenew, r.err)
 	}
-	return err
+}
+
+// manyDoomed is how many objects may wait to be destroyed before the session
+// that has them is ended for it.
+const manyDoomed = 64
+
+// destroy ends a session object, or keeps in mind that it must.
+func (s *session) destroy(object pkcs11.ObjectHandle) {
+	if !s.destroyed(object) {
+		s.doomed = append(s.doomed, object)
+	}
+}
+
+func (s *session) destroyed(object pkcs11.ObjectHandle) bool {
+	err := s.t.module.p11.DestroyObject(s.handle, object)
+	code, refused := codeOf(err)
+	if !refused || code == pkcs11.CKR_OBJECT_HANDLE_INVALID || code == pkcs11.CKR_SESSION_HANDLE_INVALID {
+		return true // or gone with the session
+	}
+	s.t.stats.failed(code)
+	s.t.log.Warn("destroying a session object", "token", s.t.info.Label, "error", deviceError("destroying", err))
+	return false
+}
+
+// cleanUp destroys and closes what could not be before.
+func (s *session) cleanUp() {
+	if s.t.orphans.any.Load() {
+		s.t.orphans.close(s.t)
+	}
+	s.doomed = slices.DeleteFunc(s.doomed, s.destroyed)
+	switch {
+	case len(s.doomed) == 0:
+	case !s.keeper:
+		if err := s.replace(); err != nil {
+			s.t.log.Error("replacing a session", "token", s.t.info.Label, "error", err)
+		}
+	case len(s.doomed) > manyDoomed:
+		s.t.ask(s.t.epoch.Load(), remedyRenew, fmt.Errorf("%d objects cannot be destroyed", len(s.doomed)))
+	}
 }

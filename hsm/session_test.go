@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/trent-kms/trent/internal/faultshim"
 )
 
 // loseKeeper takes the keeper's session away behind its back.
@@ -41,7 +43,7 @@ func TestEpochOutlivesItsCalls(t *testing.T) {
 	<-inside
 	loseKeeper(t, d.t)
 	group.Go(func() {
-		if err := d.t.checkLogin(context.Background()); err != nil {
+		if err := d.t.Ping(context.Background()); err != nil {
 			t.Error(err)
 		}
 	})
@@ -55,33 +57,32 @@ func TestEpochOutlivesItsCalls(t *testing.T) {
 
 // The session objects are gone even if no new session is to be had.
 func TestEpochEndsWithItsObjects(t *testing.T) {
-	d := newDomain(t, nil)
+	shim, d := newFaultyDomain(t, func(c *Config) { c.RecoveryWait = 100 * time.Millisecond })
 	ekt := newAES(t, d)
 	h, err := d.cache.acquire(t.Context(), ekt)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer h.release()
+	shim.Set("C_OpenSession", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_SLOT_ID_INVALID})
 	loseKeeper(t, d.t)
-	slot := d.t.slot
-	onSlot := func(slot uint) error {
-		return d.t.onKeeper(t.Context(), func(s *session) error {
-			s.t.slot = slot
-			return s.ensure()
-		})
+	if err := d.t.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("without sessions: %v", err)
 	}
-	wantCode(t, "renewing without the slot", onSlot(slot+12345), pkcs11.CKR_SLOT_ID_INVALID)
-	if d.t.epoch.Load() == h.epoch {
-		t.Error("the epoch outlived its objects")
+	use := func() error {
+		r := newRequest(opEncrypt, h.epoch)
+		r.key = h.object
+		r.input(testIV, nil, []byte("x"), nil, 1+tagSize)
+		_, err := d.t.lane.do(t.Context(), r)
+		return err
 	}
-	r := newRequest(opEncrypt, h.epoch)
-	r.key = h.object
-	r.input(testIV, nil, []byte("x"), nil, 1+tagSize)
-	if _, err := d.t.lane.do(t.Context(), r); !errors.Is(err, errStale) {
+	if err := use(); !errors.Is(err, errDown) {
+		t.Errorf("using a handle while the token is down: %v", err)
+	}
+	shim.Clear()
+	wantHealthy(t, d)
+	if err := use(); !errors.Is(err, errStale) {
 		t.Errorf("using a handle of the old epoch: %v", err)
-	}
-	if err := onSlot(slot); err != nil {
-		t.Fatal(err)
 	}
 	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
 		t.Errorf("after the slot came back: %v", err)

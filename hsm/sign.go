@@ -98,13 +98,17 @@ func (d *Member) Agree(ctx context.Context, ekt EKT, peer []byte) ([]byte, error
 	} else if k.keyType != pkcs11.CKK_EC {
 		return nil, fmt.Errorf("%w: the key has no curve", ErrArgument)
 	}
-	secret, err := d.usePrivate(ctx, UseAgree, ekt, func(epoch uint64) *request {
+	build := func(epoch uint64) *request {
 		r := newRequest(opAgree, epoch)
 		r.parameters = parameters
 		r.input(nil, nil, point, nil, c.size)
 		return r
-	})
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_DOMAIN_PARAMS_INVALID {
+	}
+	secret, err := d.usePrivate(ctx, UseAgree, ekt, build)
+	if isCode(err, pkcs11.CKR_DOMAIN_PARAMS_INVALID) { // a device that errs once must not condemn
+		secret, err = d.usePrivate(ctx, UseAgree, ekt, build)
+	}
+	if isCode(err, pkcs11.CKR_DOMAIN_PARAMS_INVALID) {
 		return nil, fmt.Errorf("%w: the peer is on %s, the key on another curve", ErrArgument, c.name)
 	}
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -45,30 +46,38 @@ func refused(spec string, mechanism uint, err error) error {
 // tried remembers what the device was found to support.
 type tried struct {
 	mu      sync.Mutex
-	answers map[string]error // by question; nil = supported
+	answers map[string]answer // by question
 }
+
+type answer struct {
+	err error // nil = supported
+	at  time.Time
+}
+
+// doubtAfter is how long a device's no is believed: it may have been ill.
+const doubtAfter = time.Minute
 
 // ask answers a question from memory or by try, whose answer is kept if it
 // says something about the device.
 func (t *tried) ask(question string, try func() error) error {
 	t.mu.Lock()
-	answer, known := t.answers[question]
+	told, known := t.answers[question]
 	t.mu.Unlock()
-	if known {
-		return answer
+	if known && (told.err == nil || time.Since(told.at) < doubtAfter) {
+		return told.err
 	}
-	answer = try()
+	err := try()
 	var unsupported *UnsupportedError
-	if answer != nil && !errors.As(answer, &unsupported) {
-		return answer
+	if err != nil && !errors.As(err, &unsupported) {
+		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.answers == nil {
-		t.answers = map[string]error{}
+		t.answers = map[string]answer{}
 	}
-	t.answers[question] = answer
-	return answer
+	t.answers[question] = answer{err, time.Now()}
+	return err
 }
 
 // Supports says whether the device can make keys of an AWS key spec, wrap and

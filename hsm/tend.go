@@ -273,7 +273,7 @@ func (s *seat) unlock(ctx context.Context, t *target) error {
 		return r.read(&t.info)
 	}
 	if ctx.Err() != nil {
-		t.remote.lose(errHung)
+		t.remote.lose(errKilled)
 	}
 	if t.remote.gone() && t.remote.loggedIn.Load() && !s.proven {
 		return fmt.Errorf("%w: %w", errOnce, err)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -17,13 +18,11 @@ type Token struct {
 	cfg    Config
 	log    *slog.Logger
 	module *module
-	slot   uint
 	info   Info
-	conn   *crypto11.Context
 	stats  *metrics
 
-	// keeper owns the session that every session object belongs to, so that
-	// the sessions of the others can be thrown away. All are set by Open.
+	// keeper owns the session that every cached object belongs to, so that the
+	// sessions of the others can be thrown away. All are set by Open.
 	keeper, lane *lane
 
 	// asymmetric serves private keys, and maker makes and imports keys, so
@@ -33,19 +32,30 @@ type Token struct {
 	// batch, which must not wait behind the calls of the next one.
 	sealing *lane
 
+	sessions      []*session // of all lanes
+	keeperSession *session
+
+	// using is read-locked by every call of the library, from the check of its
+	// handle's epoch to its end. Only recovery write-locks it, and holds it
+	// until the token is back; so readers try, and wait at the gate.
+	using sync.RWMutex
+	slot  uint              // guarded by using
+	conn  *crypto11.Context // guarded by using; nil = not connected
+
 	// epoch is the generation of everything that dies with the keeper's
 	// session or login: object handles carry it and are refused in another
-	// (invariant I4). Only the keeper's worker changes it, holding using.
-	epoch atomic.Uint64
+	// (invariant I4). It changes with using write-locked.
+	epoch    atomic.Uint64
+	gate     gate
+	orphans  orphans
+	revivers revivers
 
-	// using is read-locked from the check of a handle's epoch to the end of the
-	// calls that use the handle.
-	using sync.RWMutex
+	// module.mu guards these.
+	down      bool // recovery holds using
+	downSince time.Time
+	stopped   bool // the PIN is not to be tried again
 
-	// pinRefused is set when a login behind our back failed for its PIN: it
-	// is never tried again.
-	pinRefused atomic.Bool
-
+	closed  atomic.Bool
 	closing sync.Once
 }
 
@@ -57,67 +67,34 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	t, err := connect(cfg.withDefaults())
-	if err != nil {
-		return nil, err
-	}
-	if err := t.openLanes(); err != nil {
-		return nil, errors.Join(err, t.Close())
-	}
-	return t, nil
-}
-
-func connect(cfg Config) (*Token, error) {
-	modules.mu.Lock()
-	defer modules.mu.Unlock()
+	cfg = cfg.withDefaults()
 	m, err := load(cfg.Module)
 	if err != nil {
 		return nil, err
 	}
-	var chosen slot
-	var unique bool
-	find := func() error {
-		slots, err := m.slots()
-		if err != nil {
-			return err
-		}
-		if chosen, err = choose(slots, cfg); err != nil {
-			return err
-		}
-		unique = serialUnique(slots, chosen)
-		return nil
-	}
-	if err := m.look(find); err != nil {
-		return nil, err
-	}
-	if err := loginAllowed(chosen, cfg.PIN); err != nil {
-		return nil, err
-	}
-	conn, err := m.connect(chosen, cfg, unique)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	chosen, conn, err := m.dial(cfg)
 	if err != nil {
 		return nil, err
 	}
-	t := &Token{cfg: cfg, log: cfg.Logger, module: m, conn: conn}
-	// Slot numbers may have moved with the new initialisation.
-	if err := find(); err != nil {
-		m.users--
-		return nil, errors.Join(err, conn.Close())
+	t := &Token{cfg: cfg, log: cfg.Logger, module: m, slot: chosen.id, conn: conn, info: m.describe(chosen)}
+	t.makeLanes()
+	t.stats = newMetrics(cfg.Metrics, t)
+	for _, l := range t.lanes() {
+		l.stats = t.stats
+		l.start()
 	}
-	t.slot = chosen.id
-	t.info = m.describe(chosen)
-	t.stats = newMetrics(cfg.Metrics)
-	t.epoch.Store(m.epoch << 32)
+	if err := t.reopen(); err != nil {
+		t.closeLanes()
+		t.closeSessions()
+		t.stats.unregister()
+		t.disconnect()
+		return nil, err
+	}
+	t.gate.set(StateReady, "")
+	m.tokens[t] = struct{}{}
 	return t, nil
-}
-
-func serialUnique(slots []slot, chosen slot) bool {
-	n := 0
-	for _, s := range slots {
-		if s.token.SerialNumber == chosen.token.SerialNumber {
-			n++
-		}
-	}
-	return n == 1 && chosen.token.SerialNumber != ""
 }
 
 // describe needs an initialised library.
@@ -139,69 +116,100 @@ func (m *module) describe(s slot) Info {
 
 func version(v pkcs11.Version) string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
-func (t *Token) openLanes() error {
-	keeper, err := t.openSession()
-	if err != nil {
-		return err
-	}
-	keeper.keeper = true
-	t.keeper = startLane(t.cfg.Queue, quick, t.stats, keeper)
-	if t.lane, err = t.openLane(quick, t.cfg.Sessions); err != nil {
-		return err
-	}
-	if t.sealing, err = t.openLane(slow, 1); err != nil {
-		return err
-	}
-	if t.asymmetric, err = t.openLane(slow, t.cfg.AsymmetricSessions); err != nil {
-		return err
-	}
-	t.maker, err = t.openLane(slow, t.cfg.AsymmetricSessions)
-	return err
+// makeLanes makes lanes whose sessions are still to be opened.
+func (t *Token) makeLanes() {
+	t.keeper = t.makeLane("keeper", quick, 1)
+	t.keeperSession = t.sessions[0]
+	t.keeperSession.keeper = true
+	t.lane = t.makeLane("symmetric", quick, t.cfg.Sessions)
+	t.sealing = t.makeLane("sealing", slow, 1)
+	t.asymmetric = t.makeLane("asymmetric", slow, t.cfg.AsymmetricSessions)
+	t.maker = t.makeLane("maker", slow, t.cfg.AsymmetricSessions)
 }
 
-func (t *Token) openLane(batch, size int) (*lane, error) {
-	var sessions []*session
+func (t *Token) makeLane(name string, batch, size int) *lane {
+	l := newLane(name, t.cfg.Queue, batch)
 	for range size {
-		s, err := t.openSession()
-		if err != nil {
-			for _, opened := range sessions {
-				opened.close()
-			}
-			return nil, err
-		}
-		sessions = append(sessions, s)
+		s := &session{t: t}
+		t.sessions = append(t.sessions, s)
+		l.sessions = append(l.sessions, s)
 	}
-	return startLane(t.cfg.Queue, batch, t.stats, sessions...), nil
+	return l
+}
+
+// lanes are in the order in which they are closed: the others need the keeper.
+func (t *Token) lanes() []*lane {
+	return []*lane{t.sealing, t.maker, t.asymmetric, t.lane, t.keeper}
+}
+
+func (t *Token) closeLanes() {
+	for _, l := range t.lanes() {
+		l.close()
+	}
 }
 
 // Close ends all operations, then the sessions and with them every session
-// object, and logs out.
+// object, and logs out. It does not wait for ever for a library that hangs.
 func (t *Token) Close() error {
 	var err error
 	t.closing.Do(func() {
-		for _, l := range t.lanes() {
-			if l != nil {
-				l.close()
-			}
+		t.closed.Store(true)
+		t.gate.set(StateClosed, "")
+		done := make(chan error, 1)
+		go func() { done <- t.shutDown() }()
+		select {
+		case err = <-done:
+		case <-time.After(t.cfg.HungAfter):
+			err = fmt.Errorf("a call into %s does not come back: its sessions end with this process", t.module.path)
 		}
-		t.stats.unregister()
-		if closeErr := t.module.release(t.conn); closeErr != nil {
-			err = fmt.Errorf("closing token %q: %w", t.info.Label, closeErr)
+		if err != nil {
+			err = fmt.Errorf("closing token %q: %w", t.info.Label, err)
 		}
 	})
 	return err
 }
 
-// lanes are in the order in which they are closed.
-func (t *Token) lanes() []*lane { return []*lane{t.sealing, t.maker, t.asymmetric, t.lane, t.keeper} }
+func (t *Token) shutDown() error {
+	t.closeLanes()
+	t.module.mu.Lock()
+	defer t.module.mu.Unlock()
+	delete(t.module.tokens, t)
+	if t.down {
+		t.down = false
+		t.using.Unlock()
+	}
+	t.stats.unregister()
+	if t.conn == nil {
+		return nil
+	}
+	t.closeSessions()
+	t.module.users--
+	return t.conn.Close()
+}
 
 // Info describes the token.
 func (t *Token) Info() Info { return t.info }
 
 // Ping asks the token for random bytes through the same sessions and queue
-// that serve keys, and checks that the login still holds.
+// that serve keys, and checks that the login still holds. It does not wait
+// behind a call that hangs.
 func (t *Token) Ping(ctx context.Context) error {
-	if err := t.checkLogin(ctx); err != nil {
+	if h := t.Health(); h.State == StateHung {
+		return fmt.Errorf("%w: %s", ErrUnavailable, h.Reason)
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, t.cfg.HungAfter, errHung)
+	defer cancel()
+	err := t.ping(ctx)
+	if err != nil && errors.Is(context.Cause(ctx), errHung) {
+		return errHung
+	}
+	return err
+}
+
+var errHung = fmt.Errorf("%w: a call does not come back", ErrUnavailable)
+
+func (t *Token) ping(ctx context.Context) error {
+	if err := t.onKeeperRetrying(ctx, (*session).check); err != nil {
 		return err
 	}
 	return t.random(ctx, make([]byte, 16))
@@ -217,21 +225,18 @@ func (t *Token) onKeeper(ctx context.Context, f func(*session) error) error {
 	return err
 }
 
-// onKeeperRetrying is onKeeper, begun again once if an epoch ended meanwhile.
+// onKeeperRetrying is onKeeper, begun again if the token was lost meanwhile.
 func (t *Token) onKeeperRetrying(ctx context.Context, f func(*session) error) error {
-	err := t.onKeeper(ctx, f)
-	if errors.Is(err, errStale) {
-		err = t.onKeeper(ctx, f)
+	var p patience
+	for {
+		err := t.onKeeper(ctx, f)
+		if err == nil {
+			return nil
+		}
+		if err := p.again(ctx, t, err); err != nil {
+			return settled(err)
+		}
 	}
-	return settled(err)
-}
-
-// settled turns what only this package understands into ErrUnavailable.
-func settled(err error) error {
-	if errors.Is(err, errStale) {
-		return fmt.Errorf("%w: its login was lost twice during one call", ErrUnavailable)
-	}
-	return err
 }
 
 // onKeeperWaiting is onKeeper for the handle cache, whose own bound keeps the
@@ -247,7 +252,44 @@ func (t *Token) onKeeperWaiting(f func(*session) error) error {
 	return r.err
 }
 
-// checkLogin makes the keeper look at its session and renew what is lost.
-func (t *Token) checkLogin(ctx context.Context) error {
-	return t.onKeeper(ctx, func(s *session) error { return s.ensure() })
+// withConnection lends crypto11's connection, which makes token objects. Its
+// sessions are not renewed by itself: where they are lost, the module is
+// restarted. f is not run again.
+func (t *Token) withConnection(f func(*crypto11.Context) error) error {
+	if !t.using.TryRLock() {
+		if err := t.gate.wait(background, time.Now().Add(t.cfg.RecoveryWait)); err != nil {
+			return err
+		}
+		if !t.using.TryRLock() {
+			return settled(errDown)
+		}
+	}
+	defer t.using.RUnlock()
+	err := f(t.conn)
+	if code, ok := codeOf(err); ok {
+		switch classify(code) {
+		case classDevice, classToken, classSession, classLogin:
+			t.ask(t.epoch.Load(), remedyRestart, deviceError("making a token object", err))
+		}
+	}
+	return err
+}
+
+// revivers are what must succeed on the keeper's session before a token counts
+// as recovered.
+type revivers struct {
+	mu   sync.Mutex
+	each []func(*session) error
+}
+
+func (r *revivers) add(revive func(*session) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.each = append(r.each, revive)
+}
+
+func (r *revivers) list() []func(*session) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.each[:len(r.each):len(r.each)]
 }

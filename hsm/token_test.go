@@ -15,8 +15,8 @@ import (
 	"github.com/miekg/pkcs11"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trent-kms/trent/internal/faultshim"
 	"github.com/trent-kms/trent/internal/testenv"
-	"github.com/trent-kms/trent/softhsm-test/shim"
 )
 
 func TestOpenRefuses(t *testing.T) {
@@ -58,11 +58,7 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestWrongPIN(t *testing.T) {
 	cfg := testConfig(t)
-	logins := shim.NewLogins(t, cfg.Module)
-	for _, variable := range logins.Env {
-		name, value, _ := strings.Cut(variable, "=")
-		t.Setenv(name, value)
-	}
+	logins := faultshim.New(t, cfg.Module)
 	cfg.Module = logins.Module
 	right := cfg.PIN
 	cfg.PIN = NewPIN([]byte("not-the-pin"))
@@ -70,13 +66,13 @@ func TestWrongPIN(t *testing.T) {
 	if !errors.Is(err, ErrPINIncorrect) || !strings.Contains(err.Error(), "CKR_PIN_INCORRECT") || strings.Contains(err.Error(), "not-the-pin") {
 		t.Fatal(err)
 	}
-	if tries := logins.Take(t); tries != 1 {
+	if tries := logins.Take("C_Login"); tries != 1 {
 		t.Errorf("Open tried the wrong PIN %d times", tries)
 	}
 	if report, err := Examine(t.Context(), cfg); err != nil || report.Usable() {
 		t.Errorf("usable with a wrong PIN; error %v", err)
 	}
-	if tries := logins.Take(t); tries != 1 {
+	if tries := logins.Take("C_Login"); tries != 1 {
 		t.Errorf("Examine tried the wrong PIN %d times", tries)
 	}
 	cfg.PIN = right
@@ -229,14 +225,11 @@ func TestLostSessions(t *testing.T) {
 	}
 	seen := map[string]float64{}
 	for _, f := range families {
-		m := f.GetMetric()[0]
-		seen[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		for _, m := range f.GetMetric() {
+			seen[f.GetName()] += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+		}
 	}
-	sessions := 0
-	for _, l := range []*lane{d.t.keeper, d.t.lane, d.t.sealing, d.t.asymmetric, d.t.maker} {
-		sessions += l.size
-	}
-	if seen["trent_hsm_sessions"] != float64(sessions) || seen["trent_hsm_errors_total"] == 0 || seen["trent_hsm_operation_seconds"] == 0 {
+	if seen["trent_hsm_sessions"] != float64(len(d.t.sessions)) || seen["trent_hsm_errors_total"] == 0 || seen["trent_hsm_operation_seconds"] == 0 {
 		t.Errorf("metrics %v", seen)
 	}
 }

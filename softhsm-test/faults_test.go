@@ -7,9 +7,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/trent-kms/trent/internal/faultshim"
 	"github.com/trent-kms/trent/internal/softhsm"
 	"github.com/trent-kms/trent/internal/testenv"
-	"github.com/trent-kms/trent/softhsm-test/shim"
 )
 
 func readLog(t testing.TB, s *server) string {
@@ -61,10 +61,10 @@ func TestFaultsAtStart(t *testing.T) {
 // once, and its exit code tells a supervisor not to start it again.
 func TestWrongPINIsTriedOnce(t *testing.T) {
 	d := newDeployment(t, "")
-	logins := shim.NewLogins(t, d.module)
+	logins := faultshim.New(t, d.module)
 	d.module, d.extra = logins.Module, logins.Env
 	d.serve(t)
-	if logins.Take(t) == 0 {
+	if logins.Take("C_Login") == 0 {
 		t.Fatal("the shim saw no login of a service that runs")
 	}
 	d.stopAll()
@@ -74,7 +74,7 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 	for range 2 {
 		s := d.launch(t)
 		wantStartRefused(t, s, "PIN")
-		if code, tries := s.cmd.ProcessState.ExitCode(), logins.Take(t); code != 3 || tries != 1 {
+		if code, tries := s.cmd.ProcessState.ExitCode(), logins.Take("C_Login"); code != 3 || tries != 1 {
 			t.Errorf("serve: %d tries, code %d; want 1 and 3", tries, code)
 		}
 	}
@@ -82,7 +82,7 @@ func TestWrongPINIsTriedOnce(t *testing.T) {
 		if out, err := d.command(t, command).CombinedOutput(); err == nil || !strings.Contains(string(out), "refused the PIN") {
 			t.Errorf("%s: %v\n%s", command, err, out)
 		}
-		if tries := logins.Take(t); tries != 1 {
+		if tries := logins.Take("C_Login"); tries != 1 {
 			t.Errorf("%s: %d tries, want 1", command, tries)
 		}
 	}

@@ -1,0 +1,216 @@
+package hsm
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/miekg/pkcs11"
+
+	"github.com/trent-kms/trent/internal/faultshim"
+)
+
+// soon is how long recovery may take once the device is back.
+const soon = time.Second
+
+// newFaultyDomain is newDomain on a device that misbehaves on demand.
+func newFaultyDomain(t testing.TB, change func(*Config)) (*faultshim.Shim, *Member) {
+	t.Helper()
+	var shim *faultshim.Shim
+	d := newDomain(t, func(c *Config) {
+		shim = faultshim.New(t, c.Module)
+		c.Module = shim.Module
+		if change != nil {
+			change(c)
+		}
+	})
+	return shim, d
+}
+
+// wantHealthy waits until the token serves, and returns how long that took.
+func wantHealthy(t testing.TB, d *Member) time.Duration {
+	t.Helper()
+	start := time.Now()
+	for d.t.Ping(t.Context()) != nil && time.Since(start) < 10*soon {
+		time.Sleep(time.Millisecond)
+	}
+	took := time.Since(start)
+	if h := d.t.Health(); h.State != StateReady || took > soon {
+		t.Errorf("after %s the token is %s: %s", took, h.State, h.Reason)
+	}
+	return took
+}
+
+// A device that is gone altogether, for longer than calls wait, comes back
+// without help.
+func TestDeviceGoneAndBack(t *testing.T) {
+	shim, d := newFaultyDomain(t, func(c *Config) { c.RecoveryWait = 50 * time.Millisecond })
+	ekt := newAES(t, d)
+	sealed, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, code := range []uint{
+		pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_REMOVED, pkcs11.CKR_TOKEN_NOT_PRESENT, pkcs11.CKR_CRYPTOKI_NOT_INITIALIZED,
+	} {
+		before := d.t.Health().Epoch
+		shim.Set(faultshim.Every, faultshim.Fault{Action: faultshim.Fail, Code: code})
+		if _, err := d.Decrypt(t.Context(), ekt, testIV, nil, sealed); !errors.Is(err, ErrUnavailable) {
+			t.Errorf("%s: decrypting without a device: %v", codeName(code), err)
+		}
+		time.Sleep(200 * time.Millisecond)
+		if h := d.t.Health(); h.State != StateRecovering || h.Reason == "" || h.Since.IsZero() {
+			t.Errorf("%s: health %+v", codeName(code), h)
+		}
+		shim.Clear()
+		took := wantHealthy(t, d)
+		t.Logf("%s: back after %s", codeName(code), took)
+		if plain, err := d.Decrypt(t.Context(), ekt, testIV, nil, sealed); err != nil || string(plain) != "x" {
+			t.Errorf("%s: decrypting afterwards: %q, %v", codeName(code), plain, err)
+		}
+		if d.t.Health().Epoch == before {
+			t.Errorf("%s: no new epoch", codeName(code))
+		}
+	}
+}
+
+// Where the PIN is refused when the login has to be renewed, it is tried once
+// and never again, and everyone is told.
+func TestPINRefusedDuringRecovery(t *testing.T) {
+	for name, code := range map[string]uint{"wrong": pkcs11.CKR_PIN_INCORRECT, "locked": pkcs11.CKR_PIN_LOCKED} {
+		t.Run(name, func(t *testing.T) {
+			shim, d := newFaultyDomain(t, nil)
+			ekt := newAES(t, d)
+			shim.Set("C_Login", faultshim.Fault{Action: faultshim.Fail, Code: code})
+			shim.Set("C_GetSessionInfo", faultshim.Fault{Action: faultshim.LoseAll, Times: 1})
+			shim.Take("C_Login")
+			if err := d.t.Ping(t.Context()); !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "PIN") {
+				t.Errorf("pinging: %v", err)
+			}
+			start := time.Now()
+			if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); !errors.Is(err, ErrUnavailable) {
+				t.Errorf("encrypting: %v", err)
+			}
+			if took := time.Since(start); took > soon/2 {
+				t.Errorf("a call waited %s for what will not come", took)
+			}
+			time.Sleep(2 * longestPause)
+			if tries := shim.Take("C_Login"); tries != 1 {
+				t.Errorf("the PIN was tried %d times", tries)
+			}
+			if h := d.t.Health(); h.State != StateStopped || !strings.Contains(h.Reason, "PIN") {
+				t.Errorf("health %+v", h)
+			}
+		})
+	}
+}
+
+// Tokens of one library go down and come back together; one that stays away
+// does not keep the other.
+func TestTokensOfOneModule(t *testing.T) {
+	shim, one := newFaultyDomain(t, nil)
+	cfg := testConfig(t)
+	cfg.Module = shim.Module
+	second := openToken(t, cfg)
+	if err := second.CreateDomain(t.Context(), testDomain); err != nil {
+		t.Fatal(err)
+	}
+	two := must(second.OpenDomain(t.Context(), testDomain))(t)
+	ekts := map[*Member]EKT{one: newAES(t, one), two: newAES(t, two)}
+	for d, ekt := range ekts {
+		before := map[*Member]uint64{one: one.t.Health().Epoch, two: two.t.Health().Epoch}
+		shim.Set("C_GenerateRandom", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_DEVICE_REMOVED, Times: 1})
+		if err := d.t.Ping(t.Context()); err != nil {
+			t.Errorf("the call that met the fault: %v", err)
+		}
+		if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+			t.Error(err)
+		}
+		for other, epoch := range before {
+			for start := time.Now(); other.t.Health().Epoch == epoch && time.Since(start) < soon; {
+				time.Sleep(time.Millisecond) // the second recovery waits a little
+			}
+			wantHealthy(t, other)
+			if other.t.Health().Epoch == epoch {
+				t.Error("a token kept its handles over a restart of its module")
+			}
+		}
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := one.Encrypt(t.Context(), ekts[one], testIV, nil, []byte("x")); err != nil {
+		t.Errorf("after the other was closed: %v", err)
+	}
+}
+
+// A token that is closed while it is down does not keep the module.
+func TestCloseWhileDown(t *testing.T) {
+	cfg := testConfig(t)
+	shim := faultshim.New(t, cfg.Module)
+	cfg.Module, cfg.RecoveryWait = shim.Module, 10*time.Millisecond
+	token := must(Open(t.Context(), cfg))(t)
+	shim.Set(faultshim.Every, faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_DEVICE_ERROR})
+	if err := token.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("pinging: %v", err)
+	}
+	if err := token.Close(); err != nil {
+		t.Error(err)
+	}
+	if h := token.Health(); h.State != StateClosed {
+		t.Errorf("health %+v", h)
+	}
+	shim.Clear()
+	again := openToken(t, cfg)
+	if err := again.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// A call that hangs cannot be ended in this process: health says so, callers
+// get their deadlines, and what comes back late is served again.
+func TestHang(t *testing.T) {
+	shim, d := newFaultyDomain(t, func(c *Config) { c.HungAfter, c.RecoveryWait = 100*time.Millisecond, 100*time.Millisecond })
+	ekt := newAES(t, d)
+	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	shim.Set("C_Encrypt", faultshim.Fault{Action: faultshim.Hang})
+	brief, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if _, err := d.Encrypt(brief, ekt, testIV, nil, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a call that hangs: %v", err)
+	}
+	if h := d.t.Health(); h.State != StateHung || !strings.Contains(h.Reason, "worker") {
+		t.Errorf("health %+v", h)
+	}
+	// Recovery must not finalise the library under the call.
+	shim.Take("C_Finalize")
+	d.t.ask(d.t.epoch.Load(), remedyRestart, errors.New("the test asks"))
+	if err := d.t.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("pinging meanwhile: %v", err)
+	}
+	if n := shim.Take("C_Finalize"); n > 0 {
+		t.Error("the library was finalised under a call")
+	}
+	shim.Clear()
+	wantHealthy(t, d)
+	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+		t.Error(err)
+	}
+}
+
+// A token that carries the label but is another one is not taken.
+func TestAnotherTokenInItsPlace(t *testing.T) {
+	cfg := testConfig(t)
+	token := openToken(t, cfg)
+	other := cfg
+	other.TokenSerial = "0000"
+	token.module.mu.Lock()
+	defer token.module.mu.Unlock()
+	if _, _, err := token.module.dial(other); !errors.Is(err, ErrTokenNotFound) {
+		t.Errorf("a token of another serial number: %v", err)
+	}
+}
