@@ -31,6 +31,9 @@ func (t *Token) MarkActive(ctx context.Context, id DomainID) error {
 	return nil
 }
 
+// MarkActive is Token.MarkActive for the member's deployment.
+func (d *Member) MarkActive(ctx context.Context) error { return d.t.MarkActive(ctx, d.id) }
+
 // Active says whether MarkActive was called for the deployment on this token,
 // or on the one that it was restored from.
 func (t *Token) Active(ctx context.Context, id DomainID) (bool, error) {

@@ -22,8 +22,6 @@ func (id DomainID) String() string { return hex.EncodeToString(id[:]) }
 // firstGeneration is the one that trent init makes.
 const firstGeneration uint32 = 1
 
-// Domain is the deployment's keys as its users see them.
-type Domain = Member
 
 // Member is one deployment's keys on one token. It is safe for concurrent use.
 type Member struct {

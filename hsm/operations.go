@@ -246,13 +246,20 @@ func (d *Member) Sum(ctx context.Context, message []byte) (generation uint32, ma
 // message, generation or mac is not what was sealed; an error says nothing
 // about them.
 func (d *Member) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
+	ok, err = d.verify(ctx, generation, message, mac)
+	if errors.Is(err, ErrNoGeneration) {
+		return false, nil
+	}
+	return ok, err
+}
+
+// verify is Verify, but ErrNoGeneration of a generation whose MAC key this token
+// has not: another member may.
+func (d *Member) verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
 	if len(mac) != macSize {
 		return false, nil
 	}
 	_, err = d.useMACKey(ctx, generation, opVerify, message, mac)
-	if errors.Is(err, ErrNoGeneration) {
-		return false, nil
-	}
 	if code, ok := codeOf(err); ok && (code == pkcs11.CKR_SIGNATURE_INVALID || code == pkcs11.CKR_SIGNATURE_LEN_RANGE) {
 		return false, nil
 	}

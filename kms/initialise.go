@@ -138,16 +138,21 @@ func neverActive(ctx context.Context, cfg InitConfig, d store.Deployment) error 
 		"do not use this database until you know who wrote to it, and restore it from a backup: %w", uuid.UUID(d.ID), cfg.DB.SetBack(d))
 }
 
+// marker is a domain, or a member of it, that can be marked.
+type marker interface {
+	MarkActive(ctx context.Context) error
+}
+
 // MarkActive notes on the token that a deployment is active. d must have been
 // loaded with its seal verified. Initialise does so after the row was
 // committed: in the reverse order, a set-up interrupted between the two could
 // not go on. An init that is killed in between leaves the mark to the first
 // start of the service, before which the deployment has no key to guard.
-func MarkActive(ctx context.Context, token *hsm.Token, d store.Deployment) error {
+func MarkActive(ctx context.Context, on marker, d store.Deployment) error {
 	if d.State != store.StateActive {
 		return fmt.Errorf("deployment %s is not active", uuid.UUID(d.ID))
 	}
-	if err := token.MarkActive(ctx, d.ID); err != nil {
+	if err := on.MarkActive(ctx); err != nil {
 		return fmt.Errorf("marking the deployment as active on the token: %w", err)
 	}
 	return nil
@@ -157,7 +162,7 @@ func MarkActive(ctx context.Context, token *hsm.Token, d store.Deployment) error
 type setup struct {
 	cfg        InitConfig
 	deployment store.Deployment
-	domain     *hsm.Domain
+	domain     *hsm.Member
 	audit      *audit.Writer
 }
 
@@ -185,7 +190,7 @@ func (s *setup) administrator(ctx context.Context) error {
 		return fmt.Errorf("activating the deployment: %w", err)
 	}
 	failpoint.Hit("init.active")
-	if err := MarkActive(ctx, s.cfg.Token, s.deployment); err != nil {
+	if err := MarkActive(ctx, s.domain, s.deployment); err != nil {
 		return fmt.Errorf("%w; the deployment is active all the same, and the service marks it when it starts", err)
 	}
 	s.cfg.Progress("deployment is active")
@@ -280,7 +285,7 @@ const secretSize = 30
 // newSecret makes a secret access key from the HSM's random bytes and returns
 // it beside its EKT. SigV4's first HMAC key is "AWS4" and the secret, so that
 // is what the HSM keeps.
-func newSecret(ctx context.Context, domain *hsm.Domain) (secret []byte, ekt hsm.EKT, err error) {
+func newSecret(ctx context.Context, domain *hsm.Member) (secret []byte, ekt hsm.EKT, err error) {
 	random := make([]byte, secretSize)
 	defer clear(random)
 	if err := domain.Random(ctx, random); err != nil {

@@ -125,7 +125,11 @@ func TestInitialiseResumed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := MarkActive(t.Context(), token, d); err == nil {
+	member, err := token.OpenDomain(t.Context(), d.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := MarkActive(t.Context(), member, d); err == nil {
 		t.Error("a deployment that is only half set up was marked")
 	}
 	wantMark(t, token, d.ID, false)

@@ -25,7 +25,6 @@ import (
 // Logger and Metrics are required.
 type Config struct {
 	Domain *hsm.Domain
-	Token  *hsm.Token
 	DB     *store.DB
 	Audit  *audit.Writer
 
@@ -67,8 +66,8 @@ type Service struct {
 
 // New returns a Service. It starts nothing; see Run.
 func New(cfg Config) (*Service, error) {
-	if cfg.Domain == nil || cfg.Token == nil || cfg.DB == nil || cfg.Audit == nil {
-		return nil, errors.New("kms: Domain, Token, DB and Audit are required")
+	if cfg.Domain == nil || cfg.DB == nil || cfg.Audit == nil {
+		return nil, errors.New("kms: Domain, DB and Audit are required")
 	}
 	if len(cfg.Regions) == 0 {
 		return nil, errors.New("kms: at least one region is required")
@@ -104,7 +103,7 @@ func New(cfg Config) (*Service, error) {
 // Ready reports whether the service can do its work: one operation in the HSM
 // and one round trip to the database; and the audit log goes on.
 func (s *Service) Ready(ctx context.Context) error {
-	if err := s.cfg.Token.Ping(ctx); err != nil {
+	if err := s.domain.Ping(ctx); err != nil {
 		return fmt.Errorf("asking the HSM: %w", err)
 	}
 	if err := s.audit.Err(); err != nil {

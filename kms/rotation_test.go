@@ -64,9 +64,11 @@ func newFleet(t *testing.T) *fleet {
 		t.Fatal(err)
 	}
 	f.id = d.ID
-	if f.domain, err = f.token.OpenDomain(t.Context(), d.ID); err != nil {
+	member, err := f.token.OpenDomain(t.Context(), d.ID)
+	if err != nil {
 		t.Fatal(err)
 	}
+	f.domain = hsm.DomainOf(member)
 	return f
 }
 
@@ -97,7 +99,7 @@ func (f *fleet) host(t *testing.T, name string) *Service {
 	}
 	t.Cleanup(func() { _ = writer.Close(context.Background()) })
 	s, err := New(Config{
-		Domain: f.domain, Token: f.token, DB: db, Audit: writer, Account: testAccount, Partition: "aws",
+		Domain: f.domain, DB: db, Audit: writer, Account: testAccount, Partition: "aws",
 		Regions: []string{testRegion}, Now: f.now, Logger: log,
 	})
 	if err != nil {

@@ -99,7 +99,7 @@ func benchKey(ctx context.Context, token *hsm.Token) (*hsm.Domain, hsm.EKT, erro
 		return nil, nil, err
 	}
 	key, _, err := domain.GenerateAES(ctx)
-	return domain, key, err
+	return hsm.DomainOf(domain), key, err
 }
 
 // hammer calls from 16 goroutines until d is over.

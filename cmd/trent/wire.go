@@ -82,7 +82,7 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		return nil, err
 	}
 	// An init that was interrupted at its very end has not done it.
-	if err := kms.MarkActive(ctx, s.token, s.deployment); errors.Is(err, hsm.ErrUnavailable) {
+	if err := kms.MarkActive(ctx, domain, s.deployment); errors.Is(err, hsm.ErrUnavailable) {
 		return nil, err //nolint:wrapcheck // says it all
 	} else if err != nil {
 		cfg.log.Warn("the token keeps no mark that this deployment is active (some devices have no data objects): "+
@@ -108,7 +108,7 @@ func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
 	s.service, err = kms.New(kms.Config{
-		Domain: domain, Token: s.token, DB: s.db, Audit: s.audit,
+		Domain: domain, DB: s.db, Audit: s.audit,
 		Account: cfg.account, Partition: cfg.partition, Regions: cfg.regions,
 		Logger: cfg.log, Metrics: cfg.metrics,
 	})
@@ -138,7 +138,7 @@ func openDomain(ctx context.Context, token *hsm.Token, db *store.DB, d store.Dep
 	if err != nil {
 		return d, nil, fmt.Errorf("verifying the deployment row: %w", err)
 	}
-	return verified, domain, nil
+	return verified, hsm.DomainOf(domain), nil
 }
 
 // finished reports whether trent init has ended; err is that of reading d.
