@@ -22,7 +22,6 @@ func (id DomainID) String() string { return hex.EncodeToString(id[:]) }
 // firstGeneration is the one that trent init makes.
 const firstGeneration uint32 = 1
 
-
 // Member is one deployment's keys on one token. It is safe for concurrent use.
 type Member struct {
 	t     *Token
