@@ -32,6 +32,10 @@ var Points = []string{
 	"generation.domainkey.generic", // token object made
 	"generation.domainkey.private", // token object made
 	"generation.mackey",            // token object made
+	"generation.made",              // the token holds it, no row names it yet
+	"generation.recorded",          // row committed
+	"generation.activated",         // row committed: hosts follow
+	"generation.retiring",          // row committed, nothing destroyed
 	"generation.destroyed.domain-key-aes",
 	"generation.destroyed.domain-key-generic",
 	"generation.destroyed.domain-key-private",

@@ -22,7 +22,7 @@ import (
 )
 
 // Config is what a Service stands on. All fields but Now, SweepInterval,
-// Logger and Metrics are required.
+// RewrapRate, Logger and Metrics are required.
 type Config struct {
 	Domain *hsm.Domain
 	DB     *store.DB
@@ -44,6 +44,10 @@ type Config struct {
 	// Zero means 10 s.
 	SweepInterval time.Duration
 
+	// RewrapRate is how many keys or rows a second the background work brings
+	// to a new generation of the domain keys. Zero means 200.
+	RewrapRate int
+
 	// Logger receives what operators must see. Nil means slog.Default.
 	Logger *slog.Logger
 
@@ -62,6 +66,8 @@ type Service struct {
 	cache   *cache
 	budgets *budgets
 	usages  *usages
+
+	succession *succession
 }
 
 // New returns a Service. It starts nothing; see Run.
@@ -78,8 +84,15 @@ func New(cfg Config) (*Service, error) {
 	if cfg.SweepInterval == 0 {
 		cfg.SweepInterval = 10 * time.Second
 	}
+	if cfg.RewrapRate <= 0 {
+		cfg.RewrapRate = 200
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	succession, err := newSuccession(cfg.Metrics)
+	if err != nil {
+		return nil, err
 	}
 	cache, err := newCache(cfg.DB, cfg.Domain, cfg.Metrics)
 	if err != nil {
@@ -95,7 +108,10 @@ func New(cfg Config) (*Service, error) {
 		cache:   cache,
 		budgets: newBudgets(cfg.DB, cfg.Logger),
 		usages:  newUsages(cfg.DB),
+
+		succession: succession,
 	}
+	s.cache.regenerate = s.FollowGenerations
 	s.budgets.renew = s.renew
 	return s, nil
 }
