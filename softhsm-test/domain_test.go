@@ -159,7 +159,8 @@ func (d *deployment) rotated(t *testing.T, number string, args ...string) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("the generation was not made in 30 s")
+			_ = cmd.Process.Kill()
+			t.Fatalf("the generation was not made in 30 s: %v\n%s", <-ended, &out)
 		}
 	}
 	select {
