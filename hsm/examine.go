@@ -17,9 +17,16 @@ type Report struct {
 	Token      *Info            `json:"token,omitempty"` // the one that is configured
 	LoggedIn   bool             `json:"loggedIn"`
 	Mechanisms []MechanismCheck `json:"mechanisms"`
-	Domains    []string         `json:"domains"`            // ids of deployments with objects here
-	KeySpecs   []KeySpecCheck   `json:"keySpecs,omitempty"` // tried if a domain is here
-	Findings   []Finding        `json:"findings"`
+	Domains    []string         `json:"domains"` // ids of deployments with objects here
+	// KeySpecs are tried if a domain is here, else judged by their mechanisms.
+	KeySpecs    []KeySpecCheck `json:"keySpecs,omitempty"`
+	Answers     []AnswerCheck  `json:"knownAnswers,omitempty"`
+	Rules       []RuleCheck    `json:"attributeRules,omitempty"`
+	Rates       []RateCheck    `json:"rates,omitempty"`
+	RecoveredIn string         `json:"recoveredIn,omitempty"` // after all sessions were lost
+	Vendor      *Vendor        `json:"vendor,omitempty"`      // what is known of its family
+	Verdicts    []Verdict      `json:"verdicts,omitempty"`
+	Findings    []Finding      `json:"findings"`
 }
 
 // MechanismCheck says whether the token has a mechanism that Trent uses.
@@ -102,6 +109,11 @@ func Examine(ctx context.Context, cfg Config) (Report, error) {
 	defer t.Close() //nolint:errcheck // only read from
 	r.LoggedIn = true
 	r.lookInside(ctx, t)
+	r.tryAnswers(ctx, t)
+	r.tryRules(ctx, t)
+	r.tryRates(t)
+	r.tryLoss(ctx, t)
+	r.conclude()
 	return r, ctx.Err()
 }
 
@@ -134,11 +146,23 @@ func (r *Report) lookAtSlots(m *module, cfg Config) error {
 	}
 	info := m.describe(chosen)
 	r.Token = &info
+	r.Vendor = vendorOf(info)
+	r.lookAtSessions(chosen)
 	if chosen.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
 		r.add(SeverityWarning, "a wrong PIN was tried on token %q lately; find out by whom", info.Label)
 	}
 	r.lookAtMechanisms(m, chosen)
 	return loginAllowed(chosen, cfg.PIN)
+}
+
+// lookAtSessions compares what the token says of its sessions with what Trent
+// opens: the keeper, two for symmetric calls, one for MACs of rows, and as many
+// as cores twice for key pairs.
+func (r *Report) lookAtSessions(s slot) {
+	most, needed := s.token.MaxRwSessionCount, uint(4+2*Config{}.withDefaults().AsymmetricSessions)
+	if most != pkcs11.CK_EFFECTIVELY_INFINITE && most != pkcs11.CK_UNAVAILABLE_INFORMATION && most < needed {
+		r.add(SeverityWarning, "token %q allows %d sessions, Trent opens %d on each host: have the limit raised", s.token.Label, most, needed)
+	}
 }
 
 func (r *Report) lookAtMechanisms(m *module, s slot) {
@@ -173,12 +197,35 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 		switch {
 		case err == nil && len(r.KeySpecs) == 0:
 			r.tryKeySpecs(d)
+			r.tryImports(d)
 		case err == nil:
 		case errors.Is(err, ErrNoDomain):
 			r.add(SeverityWarning, "%v", err)
 		default:
 			r.add(SeverityError, "%v", err)
 		}
+	}
+	if len(r.KeySpecs) == 0 {
+		r.judgeKeySpecs(ctx, t)
+	}
+}
+
+// judgeKeySpecs goes by what the device says of its mechanisms.
+func (r *Report) judgeKeySpecs(ctx context.Context, t *Token) {
+	for _, name := range slices.Sorted(maps.Keys(specs)) {
+		check := KeySpecCheck{Spec: name, Supported: true}
+		for use := range specs[name].uses {
+			err := t.onKeeperRetrying(ctx, func(s *session) error { return s.lacks(name, specs[name], use) })
+			var unsupported *UnsupportedError
+			if errors.As(err, &unsupported) {
+				check.Supported = false
+				check.Missing = unsupported.Mechanism + ": " + unsupported.Why
+			} else if err != nil {
+				r.add(SeverityError, "asking for the mechanisms of %s: %v", name, err)
+				return
+			}
+		}
+		r.KeySpecs = append(r.KeySpecs, check)
 	}
 }
 

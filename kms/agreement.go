@@ -18,6 +18,7 @@ import (
 // on the key's own curve. The secret is the x coordinate as it is, to be put
 // through a key derivation function by the caller (SP 800-56A).
 func (s *Service) DeriveSharedSecret(ctx context.Context, call *Call, in *awskms.DeriveSharedSecretInput) (*awskms.DeriveSharedSecretOutput, error) {
+	call.recipient = recipient{info: in.Recipient}
 	k, err := s.authorizeKey(ctx, call, "kms:DeriveSharedSecret", *in.KeyId, keyOrAlias)
 	if err != nil {
 		return nil, err
@@ -25,13 +26,13 @@ func (s *Service) DeriveSharedSecret(ctx context.Context, call *Call, in *awskms
 	if err := checkUsage(call, k, types.KeyUsageTypeKeyAgreement, string(in.KeyAgreementAlgorithm)); err != nil {
 		return nil, err
 	}
-	if in.Recipient != nil {
-		return nil, unsupported("Recipient is not available yet.")
-	}
-	if err := noGrants(in.GrantTokens); err != nil {
+	if err := s.checkGrantTokens(ctx, in.GrantTokens); err != nil {
 		return nil, err
 	}
 	if err := checkPeer(k, in.PublicKey); err != nil {
+		return nil, err
+	}
+	if _, err := s.attested(call); err != nil {
 		return nil, err
 	}
 	if err := dryRun(in.DryRun); err != nil {
@@ -44,11 +45,16 @@ func (s *Service) DeriveSharedSecret(ctx context.Context, call *Call, in *awskms
 	if err != nil {
 		return nil, s.fromUse(k, "agreeing on a secret", err)
 	}
+	open, sealed, err := s.answerTo(call, secret)
+	if err != nil {
+		return nil, err
+	}
 	return &awskms.DeriveSharedSecretOutput{
-		KeyAgreementAlgorithm: in.KeyAgreementAlgorithm,
-		KeyId:                 aws.String(k.arn),
-		KeyOrigin:             types.OriginType(k.Origin),
-		SharedSecret:          secret,
+		CiphertextForRecipient: sealed,
+		KeyAgreementAlgorithm:  in.KeyAgreementAlgorithm,
+		KeyId:                  aws.String(k.arn),
+		KeyOrigin:              types.OriginType(k.Origin),
+		SharedSecret:           open,
 	}, nil
 }
 

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/aws/aws-sdk-go-v2/service/kms/types"
-
 	"github.com/trent-kms/trent/awsjson"
 	"github.com/trent-kms/trent/store"
 )
@@ -143,12 +141,4 @@ func (s *Service) foreign(call *Call, action string, ref keyRef) error {
 // caller cannot have.
 func unknownCiphertextKey() error {
 	return unmodelled("AccessDeniedException", "The ciphertext refers to a customer master key that does not exist, does not exist in this region, or you are not allowed to access.")
-}
-
-// noGrants refuses grant tokens: there are no grants yet, so each is unknown.
-func noGrants(tokens []string) error {
-	if len(tokens) > 0 {
-		return &types.InvalidGrantTokenException{}
-	}
-	return nil
 }

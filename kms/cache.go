@@ -64,6 +64,7 @@ type key struct {
 	arn         string
 	backing     store.BackingKey
 	backingKeys store.BackingKeySet // read-only
+	outdated    bool                // for the cache: not to be used
 }
 
 type backingRef struct {
@@ -160,6 +161,8 @@ func (c *cache) drop(change store.Changed) {
 	switch change.Kind {
 	case store.KindKey:
 		c.dropKey(keyRef{account: change.Account, region: change.Region, id: change.ID})
+	case store.KindGrants:
+		c.outdate(keyRef{account: change.Account, region: change.Region, id: change.ID})
 	case store.KindAlias:
 		c.aliases.Invalidate(keyRef{account: change.Account, region: change.Region, alias: change.ID})
 	case store.KindAccessKey:
@@ -168,6 +171,17 @@ func (c *cache) drop(change store.Changed) {
 		c.outdated.Store(true)
 	default:
 		c.accessKeys.InvalidateAll()
+	}
+}
+
+// outdate has a key's row loaded again, but keeps the unwrapped copies of its
+// backing keys: only its grants have changed. The entry stays, so that dropKey
+// still knows the copies.
+func (c *cache) outdate(ref keyRef) {
+	if k, held := c.keys.GetIfPresent(ref); held {
+		old := *k
+		old.outdated = true
+		c.keys.Set(ref, &old)
 	}
 }
 
@@ -198,7 +212,7 @@ func (c *cache) insert(before int64, put func()) {
 
 // key returns the verified key row that ref names by key id.
 func (c *cache) key(ctx context.Context, s *Service, ref keyRef) (*key, error) {
-	if k, ok := c.keys.GetIfPresent(ref); ok {
+	if k, ok := c.keys.GetIfPresent(ref); ok && !k.outdated {
 		return k, nil
 	}
 	before := c.head.Load()

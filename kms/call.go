@@ -45,6 +45,9 @@ type Call struct {
 	// again repeats the call's decisions on fresh rows.
 	again []func(context.Context) error
 
+	// recipient is what the input's Recipient comes to; see Service.attested.
+	recipient recipient
+
 	resources []audit.Resource
 	keys      []keyRef // that were authorised
 	response  jsontext.Value
@@ -254,7 +257,7 @@ func (s *Service) record(call *Call, err error) *audit.Record {
 		AWSRegion:           call.Region,
 		SourceIPAddress:     call.SourceIP,
 		UserAgent:           call.UserAgent,
-		AdditionalEventData: call.extra,
+		AdditionalEventData: call.additional(),
 		RequestID:           call.RequestID,
 		ReadOnly:            model.ReadOnly,
 		Resources:           call.resources,

@@ -12,20 +12,26 @@ import (
 // GenerateDataKey makes a data key in the HSM and returns it in the clear and
 // sealed under a key.
 func (s *Service) GenerateDataKey(ctx context.Context, call *Call, in *awskms.GenerateDataKeyInput) (*awskms.GenerateDataKeyOutput, error) {
+	call.recipient = recipient{info: in.Recipient}
 	k, err := s.authorizeKey(ctx, call, "kms:GenerateDataKey", *in.KeyId, keyOrAlias)
 	if err != nil {
 		return nil, err
 	}
-	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, in.Recipient}
+	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens}
 	plaintext, sealed, err := s.dataKey(ctx, call, k, in.KeySpec, in.NumberOfBytes, u, in.DryRun)
 	if err != nil {
 		return nil, err
 	}
+	open, forRecipient, err := s.answerTo(call, plaintext)
+	if err != nil {
+		return nil, err
+	}
 	return &awskms.GenerateDataKeyOutput{
-		CiphertextBlob: sealed,
-		KeyId:          aws.String(k.arn),
-		KeyMaterialId:  aws.String(k.backing.MaterialID),
-		Plaintext:      plaintext,
+		CiphertextBlob:         sealed,
+		CiphertextForRecipient: forRecipient,
+		KeyId:                  aws.String(k.arn),
+		KeyMaterialId:          call.materialFor(&k.backing.MaterialID),
+		Plaintext:              open,
 	}, nil
 }
 
@@ -35,7 +41,7 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, call *Cal
 	if err != nil {
 		return nil, err
 	}
-	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, nil}
+	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens}
 	plaintext, sealed, err := s.dataKey(ctx, call, k, in.KeySpec, in.NumberOfBytes, u, in.DryRun)
 	if err != nil {
 		return nil, err
@@ -50,11 +56,14 @@ func (s *Service) GenerateDataKeyWithoutPlaintext(ctx context.Context, call *Cal
 
 // dataKey costs two HSM operations: random, encrypt.
 func (s *Service) dataKey(ctx context.Context, call *Call, k *key, spec types.DataKeySpec, bytes *int32, u use, rehearsal *bool) (plaintext, sealed []byte, err error) {
-	if err := checkUse(call, k, u); err != nil {
+	if err := s.checkUse(ctx, call, k, u); err != nil {
 		return nil, nil, err
 	}
 	size, err := dataKeySize(spec, bytes)
 	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := s.attested(call); err != nil {
 		return nil, nil, err
 	}
 	if err := dryRun(rehearsal); err != nil {
@@ -88,20 +97,26 @@ func dataKeySize(spec types.DataKeySpec, bytes *int32) (int, error) {
 
 // GenerateRandom returns random bytes of the HSM.
 func (s *Service) GenerateRandom(ctx context.Context, call *Call, in *awskms.GenerateRandomInput) (*awskms.GenerateRandomOutput, error) {
+	call.recipient = recipient{info: in.Recipient}
 	if err := s.authorize(call, "kms:GenerateRandom"); err != nil {
 		return nil, err
 	}
 	switch {
 	case in.CustomKeyStoreId != nil:
 		return nil, unsupported("Custom key stores are not available yet.")
-	case in.Recipient != nil:
-		return nil, unsupported("Recipient is not available yet.")
 	case in.NumberOfBytes == nil:
 		return nil, validation("NumberOfBytes is required.")
+	}
+	if _, err := s.attested(call); err != nil {
+		return nil, err
 	}
 	random := make([]byte, *in.NumberOfBytes)
 	if err := s.domain.Random(ctx, random); err != nil {
 		return nil, fmt.Errorf("generating random bytes: %w", err)
 	}
-	return &awskms.GenerateRandomOutput{Plaintext: random}, nil
+	open, sealed, err := s.answerTo(call, random)
+	if err != nil {
+		return nil, err
+	}
+	return &awskms.GenerateRandomOutput{CiphertextForRecipient: sealed, Plaintext: open}, nil
 }

@@ -13,17 +13,23 @@ import (
 // and its private half in the clear and sealed under a key. That the private
 // half is shown is what this operation is for; the HSM keeps nothing.
 func (s *Service) GenerateDataKeyPair(ctx context.Context, call *Call, in *awskms.GenerateDataKeyPairInput) (*awskms.GenerateDataKeyPairOutput, error) {
-	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, in.Recipient}
+	call.recipient = recipient{info: in.Recipient}
+	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens}
 	k, pair, err := s.dataKeyPair(ctx, call, *in.KeyId, in.KeyPairSpec, u, in.DryRun)
 	if err != nil {
 		return nil, err
 	}
+	open, sealed, err := s.answerTo(call, pair.private)
+	if err != nil {
+		return nil, err
+	}
 	return &awskms.GenerateDataKeyPairOutput{
+		CiphertextForRecipient:   sealed,
 		KeyId:                    aws.String(k.arn),
-		KeyMaterialId:            aws.String(k.backing.MaterialID),
+		KeyMaterialId:            call.materialFor(&k.backing.MaterialID),
 		KeyPairSpec:              in.KeyPairSpec,
 		PrivateKeyCiphertextBlob: pair.sealed,
-		PrivateKeyPlaintext:      pair.private,
+		PrivateKeyPlaintext:      open,
 		PublicKey:                pair.public,
 	}, nil
 }
@@ -31,7 +37,7 @@ func (s *Service) GenerateDataKeyPair(ctx context.Context, call *Call, in *awskm
 // GenerateDataKeyPairWithoutPlaintext makes a key pair and returns its private
 // half sealed only.
 func (s *Service) GenerateDataKeyPairWithoutPlaintext(ctx context.Context, call *Call, in *awskms.GenerateDataKeyPairWithoutPlaintextInput) (*awskms.GenerateDataKeyPairWithoutPlaintextOutput, error) {
-	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens, nil}
+	u := use{orSymmetric(""), in.EncryptionContext, in.GrantTokens}
 	k, pair, err := s.dataKeyPair(ctx, call, *in.KeyId, in.KeyPairSpec, u, in.DryRun)
 	if err != nil {
 		return nil, err
@@ -55,11 +61,14 @@ func (s *Service) dataKeyPair(ctx context.Context, call *Call, keyID string, spe
 	if err != nil {
 		return nil, dataKeyPair{}, err
 	}
-	if err := checkUse(call, k, u); err != nil {
+	if err := s.checkUse(ctx, call, k, u); err != nil {
 		return nil, dataKeyPair{}, err
 	}
 	if keySpecs[types.KeySpec(spec)].usages == nil {
 		return nil, dataKeyPair{}, unsupported("KeyPairSpec %s is not available in this Region.", spec)
+	}
+	if _, err := s.attested(call); err != nil {
+		return nil, dataKeyPair{}, err
 	}
 	if err := dryRun(rehearsal); err != nil {
 		return nil, dataKeyPair{}, err

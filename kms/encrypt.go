@@ -32,7 +32,7 @@ func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInp
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, nil}); err != nil {
+	if err := s.checkUse(ctx, call, k, use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens}); err != nil {
 		return nil, err
 	}
 	if err := checkSize(k, in.EncryptionAlgorithm, in.Plaintext); err != nil {
@@ -59,9 +59,10 @@ func (s *Service) Encrypt(ctx context.Context, call *Call, in *awskms.EncryptInp
 // and a KeyId in the request must name the same one; for an RSA key the
 // request has to name it.
 func (s *Service) Decrypt(ctx context.Context, call *Call, in *awskms.DecryptInput) (*awskms.DecryptOutput, error) {
+	call.recipient = recipient{info: in.Recipient}
 	in.EncryptionAlgorithm = orSymmetric(in.EncryptionAlgorithm)
 	from := source{keyID: in.KeyId, ciphertext: in.CiphertextBlob, dryRun: in.DryRun, modifiers: in.DryRunModifiers,
-		use: use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens, in.Recipient}}
+		use: use{in.EncryptionAlgorithm, in.EncryptionContext, in.GrantTokens}}
 	k, err := s.authorizeSource(ctx, call, "kms:Decrypt", &from)
 	if err != nil {
 		return nil, err
@@ -80,11 +81,16 @@ func (s *Service) Decrypt(ctx context.Context, call *Call, in *awskms.DecryptInp
 	if materialID != nil {
 		call.usedMaterial(*materialID)
 	}
+	open, sealed, err := s.answerTo(call, plaintext)
+	if err != nil {
+		return nil, err
+	}
 	return &awskms.DecryptOutput{
-		EncryptionAlgorithm: in.EncryptionAlgorithm,
-		KeyId:               aws.String(k.arn),
-		KeyMaterialId:       materialID,
-		Plaintext:           plaintext,
+		CiphertextForRecipient: sealed,
+		EncryptionAlgorithm:    in.EncryptionAlgorithm,
+		KeyId:                  aws.String(k.arn),
+		KeyMaterialId:          call.materialFor(materialID),
+		Plaintext:              open,
 	}, nil
 }
 
@@ -94,7 +100,7 @@ func (s *Service) ReEncrypt(ctx context.Context, call *Call, in *awskms.ReEncryp
 	in.SourceEncryptionAlgorithm = orSymmetric(in.SourceEncryptionAlgorithm)
 	in.DestinationEncryptionAlgorithm = orSymmetric(in.DestinationEncryptionAlgorithm)
 	source := source{keyID: in.SourceKeyId, ciphertext: in.CiphertextBlob, dryRun: in.DryRun, modifiers: in.DryRunModifiers,
-		use: use{in.SourceEncryptionAlgorithm, in.SourceEncryptionContext, in.GrantTokens, nil}}
+		use: use{in.SourceEncryptionAlgorithm, in.SourceEncryptionContext, in.GrantTokens}}
 	from, err := s.authorizeSource(ctx, call, "kms:ReEncryptFrom", &source)
 	if err != nil {
 		return nil, err
@@ -103,7 +109,7 @@ func (s *Service) ReEncrypt(ctx context.Context, call *Call, in *awskms.ReEncryp
 	if err != nil {
 		return nil, err
 	}
-	if err := checkUse(call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens, nil}); err != nil {
+	if err := s.checkUse(ctx, call, to, use{in.DestinationEncryptionAlgorithm, in.DestinationEncryptionContext, in.GrantTokens}); err != nil {
 		return nil, err
 	}
 	plaintext, fromMaterial, err := s.openSource(ctx, from, &source)
@@ -150,11 +156,10 @@ type use struct {
 	algorithm   types.EncryptionAlgorithmSpec
 	context     map[string]string
 	grantTokens []string
-	recipient   *types.RecipientInfo
 }
 
 // checkUse refuses what the key or this release cannot do.
-func checkUse(call *Call, k *key, u use) error {
+func (s *Service) checkUse(ctx context.Context, call *Call, k *key, u use) error {
 	if err := checkUsage(call, k, types.KeyUsageTypeEncryptDecrypt, string(u.algorithm)); err != nil {
 		return err
 	}
@@ -168,10 +173,7 @@ func checkUse(call *Call, k *key, u use) error {
 	if size > maxContext {
 		return validation("The encryption context has %d bytes; %d are allowed.", size, maxContext)
 	}
-	if u.recipient != nil {
-		return unsupported("Recipient is not available yet.")
-	}
-	return noGrants(u.grantTokens)
+	return s.checkGrantTokens(ctx, u.grantTokens)
 }
 
 // dryRun answers a call that would have succeeded if it is only a rehearsal.
@@ -265,7 +267,11 @@ func (s *Service) authorizeSource(ctx context.Context, call *Call, action string
 	if k.Usage != string(types.KeyUsageTypeEncryptDecrypt) {
 		return nil, incorrectKey()
 	}
-	return k, checkUse(call, k, from.use)
+	if err := s.checkUse(ctx, call, k, from.use); err != nil {
+		return nil, err
+	}
+	_, err = s.attested(call)
+	return k, err
 }
 
 func (s *Service) sourceKey(ctx context.Context, call *Call, action string, from *source) (*key, error) {

@@ -229,7 +229,7 @@ func (s *Service) expiry(in *awskms.ImportKeyMaterialInput) (*time.Time, error) 
 	now := s.now()
 	switch {
 	case in.ValidTo == nil:
-		return nil, validation("ValidTo is required when ExpirationModel is %s.", types.ExpirationModelTypeKeyMaterialExpires)
+		return nil, validation("A validTo date must be set if the ExpirationModel is %s", types.ExpirationModelTypeKeyMaterialExpires)
 	case !in.ValidTo.After(now):
 		return nil, validation("ValidTo must be in the future.")
 	case in.ValidTo.After(now.Add(maxMaterialLife)):

@@ -28,7 +28,7 @@ func (s *Service) authorizeKEM(ctx context.Context, call *Call, keyID string, al
 	if err := checkUsage(call, k, types.KeyUsageTypeEncapsulateDecapsulate, string(algorithm)); err != nil {
 		return err
 	}
-	if err := noGrants(tokens); err != nil {
+	if err := s.checkGrantTokens(ctx, tokens); err != nil {
 		return err
 	}
 	return unsupported("%s needs C_DecapsulateKey of PKCS#11 3.2 with CKM_ML_KEM, which this release does not call.", call.Operation)

@@ -229,7 +229,7 @@ func (s *Service) DescribeKey(ctx context.Context, call *Call, in *awskms.Descri
 	if err != nil {
 		return nil, err
 	}
-	if err := noGrants(in.GrantTokens); err != nil {
+	if err := s.checkGrantTokens(ctx, in.GrantTokens); err != nil {
 		return nil, err
 	}
 	return &awskms.DescribeKeyOutput{KeyMetadata: k.metadata()}, nil

@@ -16,13 +16,14 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/trent-kms/trent/attestation"
 	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
 )
 
-// Config is what a Service stands on. All fields but Now, SweepInterval,
-// RewrapRate, Logger and Metrics are required.
+// Config is what a Service stands on. All fields but AttestationRoots,
+// Now, SweepInterval, RewrapRate, Logger and Metrics are required.
 type Config struct {
 	Domain *hsm.Domain
 	DB     *store.DB
@@ -35,6 +36,10 @@ type Config struct {
 	// Regions are the region names served; a request's signature scope says
 	// which one it means.
 	Regions []string
+
+	// AttestationRoots vouch for the attestation documents of Recipient. Nil
+	// means that Recipient is refused.
+	AttestationRoots *attestation.Roots
 
 	// Now is the clock of key states (deletion dates, creation dates).
 	// Nil means time.Now.
@@ -68,6 +73,7 @@ type Service struct {
 	usages  *usages
 
 	succession *succession
+	grantLanes [grantLaneCount]chan struct{}
 }
 
 // New returns a Service. It starts nothing; see Run.
@@ -113,6 +119,9 @@ func New(cfg Config) (*Service, error) {
 	}
 	s.cache.regenerate = s.FollowGenerations
 	s.budgets.renew = s.renew
+	for i := range s.grantLanes {
+		s.grantLanes[i] = make(chan struct{}, 1)
+	}
 	return s, nil
 }
 

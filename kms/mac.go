@@ -54,7 +54,7 @@ func (s *Service) authorizeMAC(ctx context.Context, call *Call, keyID string, al
 	if err := checkUsage(call, k, types.KeyUsageTypeGenerateVerifyMac, string(algorithm)); err != nil {
 		return nil, err
 	}
-	return k, noGrants(tokens)
+	return k, s.checkGrantTokens(ctx, tokens)
 }
 
 func (s *Service) mac(ctx context.Context, k *key, algorithm types.MacAlgorithmSpec, message []byte) ([]byte, error) {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -100,7 +101,29 @@ func rehearsals(t *testing.T, c *kms.Client) []rehearsal {
 			return err
 		}
 	}
+	granted := *createGrant(t, c, symmetric, userARN("rehearsal"), nil).GrantId
+	granting := func(o types.GrantOperation) func(*kms.Client) error {
+		return func(c *kms.Client) error {
+			_, err := c.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: symmetric, GranteePrincipal: userARN("app"), Operations: []types.GrantOperation{o}, DryRun: yes})
+			return err
+		}
+	}
+	retiring := func(id string) func(*kms.Client) error {
+		return func(c *kms.Client) error {
+			_, err := c.RetireGrant(ctx, &kms.RetireGrantInput{KeyId: symmetric, GrantId: &id, DryRun: yes})
+			return err
+		}
+	}
+	revoking := func(id string) func(*kms.Client) error {
+		return func(c *kms.Client) error {
+			_, err := c.RevokeGrant(ctx, &kms.RevokeGrantInput{KeyId: symmetric, GrantId: &id, DryRun: yes})
+			return err
+		}
+	}
 	return []rehearsal{
+		{"CreateGrant", granting("Encrypt"), granting("Sign"), "ValidationException"},
+		{"RetireGrant", retiring(granted), retiring(strings.Repeat("0", 64)), "NotFoundException"},
+		{"RevokeGrant", revoking(granted), revoking("0"), "InvalidGrantIdException"},
 		{"Encrypt", encrypting(kms.EncryptInput{KeyId: symmetric, Plaintext: []byte("m")}),
 			encrypting(kms.EncryptInput{KeyId: off, Plaintext: []byte("m")}), "DisabledException"},
 		{"Encrypt", encrypting(kms.EncryptInput{KeyId: rsa, Plaintext: make([]byte, 190), EncryptionAlgorithm: "RSAES_OAEP_SHA_256"}),

@@ -41,14 +41,17 @@ func TestListKeysPages(t *testing.T) {
 	}
 }
 
+// limited is a list operation and the most that a page of it may hold.
+type limited struct {
+	max  int32
+	call func(limit *int32, marker *string) error
+}
+
 func TestListLimits(t *testing.T) {
 	c := shared(t).client(t)
 	ctx := context.Background()
 	key := createKey(t, c)
-	lists := map[string]struct {
-		max  int32
-		call func(limit *int32, marker *string) error
-	}{
+	lists := map[string]limited{
 		"ListKeys": {1000, func(limit *int32, marker *string) error {
 			_, err := c.ListKeys(ctx, &kms.ListKeysInput{Limit: limit, Marker: marker})
 			return err
@@ -66,6 +69,14 @@ func TestListLimits(t *testing.T) {
 			return err
 		}},
 	}
+	lists["ListGrants"] = limited{100, func(limit *int32, marker *string) error {
+		_, err := c.ListGrants(ctx, &kms.ListGrantsInput{KeyId: key.KeyId, Limit: limit, Marker: marker})
+		return err
+	}}
+	lists["ListRetirableGrants"] = limited{100, func(limit *int32, marker *string) error {
+		_, err := c.ListRetirableGrants(ctx, &kms.ListRetirableGrantsInput{RetiringPrincipal: userARN("x"), Limit: limit, Marker: marker})
+		return err
+	}}
 	for name, list := range lists {
 		t.Run(name, func(t *testing.T) {
 			for _, good := range []int32{1, list.max} {

@@ -2,6 +2,7 @@ package softhsmtest
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -14,6 +15,7 @@ type subject struct {
 	c                *kms.Client
 	id, alias, spare string // spare is an enabled key's id, aliased by no one
 	blob             []byte // made while the key was enabled
+	grant            string // likewise; unknown if the key awaits its import
 }
 
 // keyStateTable is the documented table of key states and operations for what
@@ -158,6 +160,22 @@ var keyStateTable = []struct {
 		_, err := s.c.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: &s.id})
 		return err
 	}},
+	{"CreateGrant", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: &s.id, GranteePrincipal: userARN("app"), Operations: []types.GrantOperation{"Encrypt"}})
+		return err
+	}},
+	{"ListGrants", "", "", "", "", func(ctx context.Context, s subject) error {
+		_, err := s.c.ListGrants(ctx, &kms.ListGrantsInput{KeyId: &s.id})
+		return err
+	}},
+	{"RetireGrant", "", "", "", noGrant, func(ctx context.Context, s subject) error {
+		_, err := s.c.RetireGrant(ctx, &kms.RetireGrantInput{KeyId: &s.id, GrantId: &s.grant})
+		return err
+	}},
+	{"RevokeGrant", "", "", "", noGrant, func(ctx context.Context, s subject) error {
+		_, err := s.c.RevokeGrant(ctx, &kms.RevokeGrantInput{KeyId: &s.id, GrantId: &s.grant})
+		return err
+	}},
 	{"CancelKeyDeletion", invalid, invalid, "", invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.CancelKeyDeletion(ctx, &kms.CancelKeyDeletionInput{KeyId: &s.id})
 		return err
@@ -170,6 +188,7 @@ const (
 
 	unsupported = "UnsupportedOperationException" // by the key's origin
 	noBlob      = "no ciphertext can exist"
+	noGrant     = "NotFoundException" // no grant can exist
 )
 
 // newSubject makes a key and brings it into a state.
@@ -180,9 +199,10 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	if state == "PendingImport" {
 		key = externalKey(t, c)
 	}
-	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare}
+	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare, grant: strings.Repeat("0", 64)}
 	if state != "PendingImport" {
 		s.blob = encrypt(t, c, s.id, "x", nil)
+		s.grant = *createGrant(t, c, &s.id, userARN("app"), nil).GrantId
 	}
 	if err := createAlias(c, s.alias, s.id); err != nil {
 		t.Fatal(err)

@@ -3,41 +3,12 @@ package softhsmtest
 import (
 	"context"
 	"encoding/json"
-	"slices"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
-
-// built lists the operations that work today.
-var built = []string{
-	"CancelKeyDeletion", "CreateAlias", "CreateKey", "Decrypt", "DeleteAlias", "DescribeKey", "DisableKey",
-	"EnableKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateRandom", "GetKeyPolicy",
-	"ListAliases", "ListKeyPolicies", "ListKeys", "ListResourceTags", "PutKeyPolicy", "ReEncrypt",
-	"ScheduleKeyDeletion", "TagResource", "UntagResource", "UpdateAlias", "UpdateKeyDescription",
-	"Decapsulate", "DeriveSharedSecret", "Encapsulate", "GenerateDataKeyPair", "GenerateDataKeyPairWithoutPlaintext",
-	"GenerateMac", "GetPublicKey", "Sign", "Verify", "VerifyMac",
-	"DisableKeyRotation", "EnableKeyRotation", "GetKeyLastUsage", "GetKeyRotationStatus", "ListKeyRotations", "RotateKeyOnDemand",
-	"DeleteImportedKeyMaterial", "GetParametersForImport", "ImportKeyMaterial",
-}
-
-// unbuilt lists the rest of AWS's 56 operations.
-var unbuilt = []string{
-	"ConnectCustomKeyStore", "CreateCustomKeyStore", "CreateGrant", "DeleteCustomKeyStore",
-	"DescribeCustomKeyStores", "DisconnectCustomKeyStore", "ListGrants",
-	"ListRetirableGrants", "ReplicateKey", "RetireGrant", "RevokeGrant",
-	"UpdateCustomKeyStore", "UpdatePrimaryRegion",
-}
-
-func TestOperationTableIsWhole(t *testing.T) {
-	all := slices.Concat(built, unbuilt)
-	slices.Sort(all)
-	if len(slices.Compact(all)) != 56 {
-		t.Fatalf("%d operations, want 56", len(slices.Compact(all)))
-	}
-}
 
 func TestUnbuiltOperations(t *testing.T) {
 	d := shared(t)
@@ -46,6 +17,7 @@ func TestUnbuiltOperations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, unbuilt := operationTable(t)
 	for _, operation := range unbuilt {
 		t.Run(operation, func(t *testing.T) {
 			for _, body := range [][]byte{[]byte("{}"), body} {
@@ -63,31 +35,14 @@ func TestUnbuiltOperations(t *testing.T) {
 func TestUnsupportedOptions(t *testing.T) {
 	c := shared(t).client(t)
 	ctx := context.Background()
-	key := createKey(t, c)
-	blob := encrypt(t, c, *key.KeyId, marker, nil)
 	create := func(in kms.CreateKeyInput) func() error {
 		return func() error { _, err := c.CreateKey(ctx, &in); return err }
-	}
-	recipient := &types.RecipientInfo{
-		AttestationDocument: []byte("x"), KeyEncryptionAlgorithm: types.KeyEncryptionMechanismRsaesOaepSha256,
 	}
 	for name, do := range map[string]func() error{
 		"multi-region":     create(kms.CreateKeyInput{MultiRegion: aws.Bool(true)}),
 		"CloudHSM origin":  create(kms.CreateKeyInput{Origin: types.OriginTypeAwsCloudhsm, CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
 		"custom key store": create(kms.CreateKeyInput{CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
 		"external store":   create(kms.CreateKeyInput{Origin: types.OriginTypeExternalKeyStore, XksKeyId: aws.String("k"), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
-		"Decrypt Recipient": func() error {
-			_, err := c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob, Recipient: recipient})
-			return err
-		},
-		"GenerateDataKey Recipient": func() error {
-			_, err := c.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: key.KeyId, KeySpec: "AES_256", Recipient: recipient})
-			return err
-		},
-		"GenerateRandom Recipient": func() error {
-			_, err := c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), Recipient: recipient})
-			return err
-		},
 		"GenerateRandom store": func() error {
 			_, err := c.GenerateRandom(ctx, &kms.GenerateRandomInput{NumberOfBytes: aws.Int32(8), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")})
 			return err

@@ -62,16 +62,18 @@ func (e *ErrTampered) Error() string {
 
 // ErrQuota says that a limit of AWS would be passed.
 type ErrQuota struct {
-	What string // QuotaKeys or QuotaAliases
+	What string // QuotaKeys, QuotaAliases or QuotaGrants
 }
 
-// The quotas that Commit enforces.
+// The quotas that Commit enforces, and InsertGrant.
 const (
 	QuotaKeys    = "keys per account and region"
 	QuotaAliases = "aliases per key"
+	QuotaGrants  = "grants per key"
 
 	MaxKeys    = 100_000
 	MaxAliases = 50
+	MaxGrants  = 50_000
 )
 
 func (e *ErrQuota) Error() string { return "quota reached: " + e.What }

@@ -36,6 +36,9 @@ type Key struct {
 
 	MaterialMissing bool       // imported material that the key needs is not there
 	MaterialExpires *time.Time // when the first of what is there expires
+
+	GrantCount int32
+	GrantPages []byte // see grantPage
 }
 
 // KeyRef names a key.
@@ -53,12 +56,13 @@ func (k *Key) columns() []column {
 		{"rotation_period_days", &k.RotationPeriodInDays}, {"next_rotation", &k.NextRotation},
 		{"on_demand_rotations", &k.OnDemandRotations}, {"backing_key_set", &k.BackingKeySet},
 		{"material_missing", &k.MaterialMissing}, {"material_expires", &k.MaterialExpires},
+		{"grant_count", &k.GrantCount}, {"grant_pages", &k.GrantPages},
 	}
 }
 
 func (k *Key) later() []string {
 	return []string{"rotation_period_days", "next_rotation", "on_demand_rotations", "backing_key_set",
-		"material_missing", "material_expires"}
+		"material_missing", "material_expires", "grant_count", "grant_pages"}
 }
 
 var keySQL = statementsFor(&Key{}, "account", "region", "id")
@@ -118,7 +122,7 @@ func (c *Change) UpdateKey(ctx context.Context, k Key) error {
 }
 
 // DeleteKey removes the key of version k.Version with its backing keys, their
-// budgets and its aliases. What it encrypted cannot be decrypted any more.
+// budgets, its grants and its aliases. What it encrypted cannot be decrypted any more.
 func (c *Change) DeleteKey(_ context.Context, k Key) error {
 	c.touched(k.Account, k.Region, KindKey, k.ID)
 	key := []any{k.Account, k.Region, k.ID}
@@ -129,6 +133,8 @@ func (c *Change) DeleteKey(_ context.Context, k Key) error {
 		WHERE h.id = b.backing_key AND h.account = $1 AND h.region = $2 AND h.key_id = $3`, key...)
 	c.queue(anyRows, "DELETE FROM backing_keys WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(anyRows, "DELETE FROM key_last_usage WHERE account = $1 AND region = $2 AND key_id = $3", key...)
+	c.queue(anyRows, "DELETE FROM grants WHERE account = $1 AND region = $2 AND key_id = $3", key...)
+	c.queue(anyRows, "DELETE FROM grant_pages WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(aliasesGone(k.Account, k.Region),
 		"DELETE FROM aliases WHERE account = $1 AND region = $2 AND key_id = $3 RETURNING name", key...)
 	c.queue(oneRow, "UPDATE account_regions SET key_count = key_count - 1 WHERE account = $1 AND region = $2",

@@ -23,6 +23,8 @@ var reseals = map[string]func(ctx context.Context, db *DB, generation uint32, li
 	"backing_keys":       reseal[BackingKey](backingKeySQL),
 	"encryption_budgets": reseal[budget](budgetSQL),
 	"aliases":            reseal[Alias](aliasSQL),
+	"grants":             reseal[Grant](grantSQL),
+	"grant_pages":        reseal[grantPage](grantPageSQL),
 	"domain_generations": reseal[DomainGeneration](generationSQL),
 }
 

@@ -11,7 +11,8 @@ import (
 
 // Kinds of what changes.
 const (
-	KindKey        = "key" // with its backing keys
+	KindKey        = "key"    // with its backing keys
+	KindGrants     = "grants" // of a key; its row has changed with them
 	KindAlias      = "alias"
 	KindPrincipal  = "principal"
 	KindAccessKey  = "access_key"

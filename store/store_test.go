@@ -8,6 +8,7 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 type fixedSealer struct {
 	generation uint32
 	ill        error // answered by every call, if set
+	calls      atomic.Int64
 }
 
 func (s *fixedSealer) mac(generation uint32, message []byte) []byte {
@@ -32,10 +34,12 @@ func (s *fixedSealer) mac(generation uint32, message []byte) []byte {
 }
 
 func (s *fixedSealer) Sum(_ context.Context, message []byte) (uint32, []byte, error) {
+	s.calls.Add(1)
 	return s.generation, s.mac(s.generation, message), s.ill
 }
 
 func (s *fixedSealer) Verify(_ context.Context, generation uint32, message, mac []byte) (bool, error) {
+	s.calls.Add(1)
 	if s.ill != nil {
 		return false, s.ill
 	}
@@ -90,6 +94,7 @@ func sampleKey(name string) (Key, BackingKey) {
 		MultiRegion: true, Created: now, DeletionDate: &now, PendingWindowInDays: 7,
 		CurrentBackingKey: hbk.ID, RotationPeriodInDays: 365, NextRotation: &now, OnDemandRotations: 1,
 		BackingKeySet: []byte("digest"), MaterialMissing: true, MaterialExpires: &now,
+		GrantCount: 1, GrantPages: []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x01"),
 	}, hbk
 }
 

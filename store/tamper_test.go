@@ -19,6 +19,8 @@ var sealedTables = map[string]func(context.Context, *DB) error{
 	"keys":               func(ctx context.Context, db *DB) error { return all[Key](ctx, db, keySQL) },
 	"backing_keys":       func(ctx context.Context, db *DB) error { return all[BackingKey](ctx, db, backingKeySQL) },
 	"encryption_budgets": func(ctx context.Context, db *DB) error { return all[budget](ctx, db, budgetSQL) },
+	"grants":             func(ctx context.Context, db *DB) error { return all[Grant](ctx, db, grantSQL) },
+	"grant_pages":        func(ctx context.Context, db *DB) error { return all[grantPage](ctx, db, grantPageSQL) },
 	"aliases":            func(ctx context.Context, db *DB) error { return all[Alias](ctx, db, aliasSQL) },
 	"principals":         func(ctx context.Context, db *DB) error { return all[Principal](ctx, db, principalSQL) },
 	"access_keys":        func(ctx context.Context, db *DB) error { return all[AccessKey](ctx, db, accessKeySQL) },
@@ -85,6 +87,8 @@ func fill(t *testing.T, db *DB) {
 	if _, err := db.Commit(ctx, c, b); err != nil {
 		t.Fatal(err)
 	}
+	granted, _ := made(t, db, "granted")
+	grant(t, db, granted, sampleGrant(0x10))
 }
 
 // unguard removes the constraints that would stop a clumsy intruder; a skilled

@@ -25,7 +25,7 @@ type doctorCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*doctorCmd) Help() string {
-	return `It changes nothing. Without a database URL only the token is examined, with one also whether the two belong together, and to --account if that is given. The exit code is 0 if Trent can run on what was found.
+	return `It leaves nothing on the token: what it tries, it tries with throw-away keys of its own session. Without a database URL only the token is examined, with one also whether the two belong together, and to --account if that is given. The exit code is 0 if Trent can run on what was found.
 
 Example:
 
@@ -161,50 +161,5 @@ func (p *printer) database(d databaseDiagnosis) {
 	}
 	if d.Problem != "" {
 		p.printf("Database: error: %s\n", d.Problem)
-	}
-}
-
-func (p *printer) report(r hsm.Report) {
-	p.printf("Module:   %s\n", r.Module)
-	if r.Token != nil {
-		p.printf("Token:    %q, serial %s, %s %s, firmware %s\n", r.Token.Label, r.Token.Serial, r.Token.Manufacturer, r.Token.Model, r.Token.Firmware)
-		p.printf("Library:  %s %s, PKCS#11 %s\n", r.Token.Library, r.Token.LibraryVersion, r.Token.CryptokiVersion)
-	} else {
-		p.printf("Token:    not found; the module shows %d\n", len(r.Tokens))
-		for _, token := range r.Tokens {
-			p.printf("          %q, serial %s\n", token.Label, token.Serial)
-		}
-	}
-	for _, domain := range r.Domains {
-		p.printf("Domain:   %s\n", domain)
-	}
-	if len(r.Mechanisms) > 0 {
-		p.printf("\nMechanisms:\n")
-	}
-	for _, m := range r.Mechanisms {
-		state := "present"
-		switch {
-		case !m.Present && m.Required:
-			state = "MISSING"
-		case !m.Present:
-			state = "absent"
-		}
-		p.printf("  %-8s %-28s %s\n", state, m.Name, m.Purpose)
-	}
-	if len(r.KeySpecs) > 0 {
-		p.printf("\nKey specs:\n")
-	}
-	for _, s := range r.KeySpecs {
-		state := "works"
-		if !s.Supported {
-			state = "absent"
-		}
-		p.printf("  %-8s %-28s %s\n", state, s.Spec, s.Missing)
-	}
-	if len(r.Findings) > 0 {
-		p.printf("\nFindings:\n")
-	}
-	for _, f := range r.Findings {
-		p.printf("  %s: %s\n", f.Severity, f.Text)
 	}
 }

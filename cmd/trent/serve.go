@@ -12,6 +12,7 @@ type serveCmd struct {
 	tlsSettings
 	hsmSettings
 	databaseSettings
+	attestationSettings
 	logSettings
 }
 
@@ -51,6 +52,9 @@ func (c *serveCmd) Run(ctx context.Context) error {
 		return err
 	}
 	if s.system.store, err = c.databaseSettings.config(log, s.system.metrics); err != nil {
+		return err
+	}
+	if s.system.roots, err = c.roots(); err != nil {
 		return err
 	}
 	if c.TLSCert != "" {

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trent-kms/trent/api"
+	"github.com/trent-kms/trent/attestation"
 	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/kms"
@@ -26,7 +27,8 @@ type systemConfig struct {
 	store              store.Config
 	account, partition string
 	regions            []string
-	host               string // this process's name in the audit log
+	roots              *attestation.Roots // nil: Recipient is refused
+	host               string             // this process's name in the audit log
 	log                *slog.Logger
 	metrics            *prometheus.Registry
 }
@@ -110,7 +112,7 @@ func (s *system) build(ctx context.Context, domain *hsm.Domain, cfg systemConfig
 	s.service, err = kms.New(kms.Config{
 		Domain: domain, DB: s.db, Audit: s.audit,
 		Account: cfg.account, Partition: cfg.partition, Regions: cfg.regions,
-		Logger: cfg.log, Metrics: cfg.metrics,
+		AttestationRoots: cfg.roots, Logger: cfg.log, Metrics: cfg.metrics,
 	})
 	if err != nil {
 		return fmt.Errorf("making the service: %w", err)

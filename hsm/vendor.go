@@ -1,0 +1,68 @@
+package hsm
+
+import "strings"
+
+// Vendor is what is known of a family of devices before any is tried. Nothing
+// but words and the source of IVs depends on it: what a device can do is
+// probed.
+type Vendor struct {
+	Family string `json:"family"`
+	Notes  []Note `json:"notes,omitempty"`
+}
+
+// Note is a known difference of a family, and who says so.
+type Note struct {
+	Text   string `json:"text"`
+	Source string `json:"source"`
+}
+
+// vendors are told apart by the manufacturer's name in the token's
+// information (PKCS#11 §3.4, CK_TOKEN_INFO).
+var vendors = []struct {
+	manufacturer string // part of it, in lower case
+	vendor       Vendor
+}{
+	{"softhsm", Vendor{"SoftHSM", []Note{
+		{"Keys lie in files of this host: whoever reads them and knows the PIN has the keys. For tests and CI, not for production.", "SoftHSM 2 README"},
+		{"RSA-OAEP takes SHA-1 only; import by the SHA-256 algorithms is refused.", "measured, 2.6.1"},
+		{"Each unwrapped and destroyed key leaks about 243 bytes until C_Finalize.", "measured, 2.6.1"},
+	}}},
+	{"safenet", luna}, {"thales", luna}, {"gemalto", luna},
+	{"ncipher", nShield}, {"entrust", nShield},
+	{"cavium", cloudHSM}, {"marvell", cloudHSM}, {"aws", cloudHSM},
+	{"utimaco", Vendor{"Utimaco", []Note{
+		{"Nothing is known beyond what was probed.", "no documentation at hand"},
+	}}},
+	{"yubico", Vendor{"YubiHSM 2", []Note{
+		{"It has no AES-GCM and cannot unwrap into session objects: Trent cannot run on it.", "yubihsm_pkcs11 documentation, supported mechanisms"},
+	}}},
+}
+
+var luna = Vendor{"Luna", []Note{
+	{"In FIPS mode AES-GCM makes its own 16-byte IV and appends it to the output.", "Thales Luna HSM documentation, CKM_AES_GCM"},
+	{"Private keys are wrapped by CKM_AES_KWP, secret keys by CKM_AES_KW.", "Thales Luna HSM documentation, mechanism summary"},
+	{"Before firmware 7.9.3 C_UnwrapKey wants CKA_VALUE_LEN in the template.", "Thales Luna HSM documentation, firmware release notes"},
+}}
+
+var nShield = Vendor{"nShield", []Note{
+	{"Load sharing over modules is switched on by the variable CKNFAST_LOADSHARING.", "nShield PKCS#11 library environment variables"},
+	{"Private objects cannot live on the accelerator slot: name a token.", "nShield Cryptographic API Guide"},
+}}
+
+var cloudHSM = Vendor{"AWS CloudHSM", []Note{
+	{"AES-GCM makes its own IV and wants zeros in the parameters.", "AWS CloudHSM user guide, PKCS#11 mechanisms"},
+	{"Session objects live on one member of the cluster only.", "AWS CloudHSM user guide, known issues"},
+	{"SDK 5 has no read-only sessions, and reports its session limit as CKR_ARGUMENTS_BAD.", "AWS CloudHSM user guide, known issues"},
+	{"There are no data objects: Trent's mark of an active deployment is kept in the database only.", "AWS CloudHSM user guide, supported object types"},
+}}
+
+// vendorOf never returns nil: a device of no known family is generic.
+func vendorOf(info Info) *Vendor {
+	manufacturer := strings.ToLower(info.Manufacturer)
+	for _, known := range vendors {
+		if strings.Contains(manufacturer, known.manufacturer) {
+			return &known.vendor
+		}
+	}
+	return &Vendor{Family: "generic"}
+}
