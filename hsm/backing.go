@@ -32,7 +32,7 @@ func (d *Member) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 	var ekt EKT
 	var made Provenance
 	err := d.onKeeper(ctx, func(s *session, keys *domainKeys) (err error) {
-		ekt, made, err = s.generateSecret(sp, keys.wrap[sp.class])
+		ekt, made, err = s.generateSecret(keys, sp)
 		return err
 	})
 	if err != nil {
@@ -43,25 +43,25 @@ func (d *Member) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 
 // generateSecret makes a secret backing key. The key itself is destroyed: use
 // goes through an unwrapped copy that cannot be extracted.
-func (s *session) generateSecret(sp spec, wrapper pkcs11.ObjectHandle) (EKT, Provenance, error) {
+func (s *session) generateSecret(keys *domainKeys, sp spec) (EKT, Provenance, error) {
 	p11 := s.t.module.p11
-	key, err := p11.GenerateKey(s.handle, mechanism(sp.generate), backingKeyTemplate(sp.keyType, sp.size))
+	key, err := p11.GenerateKey(s.handle, mechanism(sp.generate), keys.protected(backingKeyTemplate(sp.keyType, sp.size)))
 	if err != nil {
 		return nil, Provenance{}, deviceError("generating", err)
 	}
 	defer s.destroy(key)
 	failpoint.Hit("hbk.generated")
-	made, err := s.provenance(key, sp.generate)
+	made, err := s.provenance(keys, key, sp.generate)
 	if err != nil {
 		return nil, Provenance{}, err
 	}
-	ekt, err := s.export(sp.class, sp.keyType, sp.size, wrapper, key)
+	ekt, err := s.export(keys.generationKeys, sp.class, sp.keyType, sp.size, key)
 	return ekt, made, err
 }
 
-func (s *session) provenance(key pkcs11.ObjectHandle, mechanism uint) (Provenance, error) {
+func (s *session) provenance(keys *domainKeys, key pkcs11.ObjectHandle, mechanism uint) (Provenance, error) {
 	made := Provenance{
-		Mechanism: mechanismName(mechanism), Device: s.t.info, Generation: firstGeneration, Profile: profileLocked,
+		Mechanism: mechanismName(mechanism), Device: s.t.info, Generation: keys.Number, Profile: string(keys.Profile),
 	}
 	var err error
 	for kind, to := range map[uint]*bool{
@@ -91,7 +91,7 @@ func (d *Member) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 		}
 		defer s.destroy(key)
 		var err error
-		ekt, err = s.export(classGeneric, pkcs11.CKK_GENERIC_SECRET, len(held), keys.wrap[classGeneric], key)
+		ekt, err = s.export(keys.generationKeys, classGeneric, pkcs11.CKK_GENERIC_SECRET, len(held), key)
 		return err
 	})
 	if err != nil {
@@ -106,8 +106,9 @@ func (d *Member) withCopy(ctx context.Context, secret []byte, f func(*session, *
 	return d.run(ctx, d.t.keeper, secret, f)
 }
 
-// run runs f on a session of the lane with the handles of the epoch. If ctx
-// ends first f still runs to its end, so f must clean up after itself.
+// run runs f on a session of the lane with the handles of the epoch, once more
+// if f needs a generation that another host has just made. If ctx ends first f
+// still runs to its end, so f must clean up after itself.
 func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*session, *domainKeys, []byte) error) error {
 	for try := 0; ; try++ {
 		keys, err := d.current(ctx)
@@ -123,6 +124,9 @@ func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*sessi
 			return f(s, keys, r.in)
 		}
 		_, err = on.do(ctx, r)
+		if absent := new(absentGeneration); errors.As(err, absent) && try == 0 && d.newer(ctx, absent.number) {
+			continue
+		}
 		if !errors.Is(err, errStale) || try >= on.size { // all may have been lost
 			return settled(err)
 		}
@@ -134,14 +138,14 @@ func (d *Member) onKeeper(ctx context.Context, f func(*session, *domainKeys) err
 	return d.withCopy(ctx, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
 }
 
-// export wraps key into an EKT. Its caller destroys the key.
-func (s *session) export(c keyClass, keyType uint, length int, wrapper, key pkcs11.ObjectHandle) (EKT, error) {
-	wrapped, err := s.wrap(c, wrapper, key)
+// export wraps key into an EKT of the generation. Its caller destroys the key.
+func (s *session) export(g *generationKeys, c keyClass, keyType uint, length int, key pkcs11.ObjectHandle) (EKT, error) {
+	wrapped, err := s.wrap(c, g.wrap[c], key)
 	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit("hbk.wrapped")
-	ekt := keyToken{generation: firstGeneration, class: c, keyType: keyType, length: length, wrapped: wrapped}.encode()
+	ekt := keyToken{generation: g.Number, class: c, keyType: keyType, length: length, wrapped: wrapped}.encode()
 	if _, err := ekt.parse(); err != nil {
 		return nil, fmt.Errorf("wrapping: the device's output of %d bytes is of no known form", len(wrapped))
 	}
@@ -167,9 +171,6 @@ func (s *session) destroy(object pkcs11.ObjectHandle) {
 
 // unwrapFor brings an EKT back for the given uses.
 func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.ObjectHandle, error) {
-	if k.generation != firstGeneration {
-		return 0, fmt.Errorf("%w: domain key generation %d is not on this token", ErrInvalidEKT, k.generation)
-	}
 	template := useTemplate(k.keyType, uses...)
 	if k.class == classPrivate {
 		template = privateUseTemplate(k.keyType, uses...)
@@ -179,7 +180,11 @@ func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.
 
 // unwrapWith tells a bad EKT from a sick device.
 func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template)
+	g, err := keys.of(k.generation)
+	if err != nil {
+		return 0, err
+	}
+	object, err := s.unwrap(k.class, g.wrap[k.class], k.wrapped, g.protected(template))
 	code, ok := codeOf(err)
 	if !ok || classify(code) != classData {
 		return object, err
@@ -226,6 +231,9 @@ func privateName(use Use, ekt EKT) EKT {
 
 func (d *Member) loadFor(k keyToken, err error, victim *handle, uses []uint) (object pkcs11.ObjectHandle, epoch uint64, _ error) {
 	keys, currentErr := d.current(background)
+	if currentErr == nil && keys.generations[k.generation] == nil && d.newer(background, k.generation) {
+		keys, currentErr = d.current(background)
+	}
 	if err = errors.Join(err, currentErr); err != nil {
 		d.destroyIfAny(victim)
 		return 0, 0, err
