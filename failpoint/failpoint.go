@@ -27,6 +27,20 @@ var Points = []string{
 	// rotation of a key, on demand or automatic
 	"rotation.sealed", // rows sealed, nothing written
 
+	// a further generation of the domain keys, and the end of one
+	"generation.domainkey.aes",     // token object made
+	"generation.domainkey.generic", // token object made
+	"generation.domainkey.private", // token object made
+	"generation.mackey",            // token object made
+	"generation.made",              // the token holds it, no row names it yet
+	"generation.recorded",          // row committed
+	"generation.activated",         // row committed: hosts follow
+	"generation.retiring",          // row committed, nothing destroyed
+	"generation.destroyed.domain-key-aes",
+	"generation.destroyed.domain-key-generic",
+	"generation.destroyed.domain-key-private",
+	"generation.destroyed.mac",
+
 	// every change
 	"change.before_commit",
 	"change.after_commit",

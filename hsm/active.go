@@ -61,6 +61,6 @@ func activeMark(id DomainID) []*pkcs11.Attribute {
 		attr(pkcs11.CKA_CLASS, pkcs11.CKO_DATA),
 		attr(pkcs11.CKA_TOKEN, true),
 		attr(pkcs11.CKA_PRIVATE, true),
-		attr(pkcs11.CKA_LABEL, id.label(activeRole)),
+		attr(pkcs11.CKA_LABEL, id.label(activeRole, firstGeneration)),
 	}
 }

@@ -208,7 +208,7 @@ func (s *session) wrappedThrowAway(with ...*pkcs11.Attribute) (wrapper pkcs11.Ob
 }
 
 func (s *session) tryUnwrapTemplate() error {
-	nested, free := nestedTemplate(unwrapTemplate(classAES))
+	nested, free := nestedTemplate(unwrapTemplate(classAES, Locked))
 	defer free()
 	wrapper, wrapped, err := s.wrappedThrowAway(attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested))
 	if err != nil {

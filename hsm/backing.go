@@ -32,7 +32,7 @@ func (d *Member) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 	var ekt EKT
 	var made Provenance
 	err := d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
-		ekt, made, err = s.generateSecret(sp, keys.wrap[sp.class])
+		ekt, made, err = s.generateSecret(keys, sp)
 		return err
 	})
 	if err != nil {
@@ -43,25 +43,25 @@ func (d *Member) GenerateAES(ctx context.Context) (EKT, Provenance, error) {
 
 // generateSecret makes a secret backing key. The key itself is destroyed: use
 // goes through an unwrapped copy that cannot be extracted.
-func (s *session) generateSecret(sp spec, wrapper pkcs11.ObjectHandle) (EKT, Provenance, error) {
+func (s *session) generateSecret(keys *domainKeys, sp spec) (EKT, Provenance, error) {
 	p11 := s.t.module.p11
-	key, err := p11.GenerateKey(s.handle, mechanism(sp.generate), backingKeyTemplate(sp.keyType, sp.size))
+	key, err := p11.GenerateKey(s.handle, mechanism(sp.generate), keys.protected(backingKeyTemplate(sp.keyType, sp.size)))
 	if err != nil {
 		return nil, Provenance{}, deviceError("generating", err)
 	}
 	defer s.destroy(key)
 	failpoint.Hit("hbk.generated")
-	made, err := s.provenance(key, sp.generate)
+	made, err := s.provenance(keys, key, sp.generate)
 	if err != nil {
 		return nil, Provenance{}, err
 	}
-	ekt, err := s.export(sp.class, sp.keyType, sp.size, wrapper, key)
+	ekt, err := s.export(keys.generationKeys, sp.class, sp.keyType, sp.size, key)
 	return ekt, made, err
 }
 
-func (s *session) provenance(key pkcs11.ObjectHandle, mechanism uint) (Provenance, error) {
+func (s *session) provenance(keys *domainKeys, key pkcs11.ObjectHandle, mechanism uint) (Provenance, error) {
 	made := Provenance{
-		Mechanism: mechanismName(mechanism), Device: s.t.info, Generation: firstGeneration, Profile: profileLocked,
+		Mechanism: mechanismName(mechanism), Device: s.t.info, Generation: keys.Number, Profile: string(keys.Profile),
 	}
 	var err error
 	for kind, to := range map[uint]*bool{
@@ -91,7 +91,7 @@ func (d *Member) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 		}
 		defer s.destroy(key)
 		var err error
-		ekt, err = s.export(classGeneric, pkcs11.CKK_GENERIC_SECRET, len(held), keys.wrap[classGeneric], key)
+		ekt, err = s.export(keys.generationKeys, classGeneric, pkcs11.CKK_GENERIC_SECRET, len(held), key)
 		return err
 	})
 	if err != nil {
@@ -103,9 +103,11 @@ func (d *Member) ImportSecret(ctx context.Context, secret []byte) (EKT, error) {
 // run runs f on a session of the lane with the handles of the epoch and a copy
 // of secret, which is wiped when f is done or is not to run any more. If ctx
 // ends first f still runs to its end, so f must clean up after itself. f runs
-// again if the device was lost meanwhile.
+// again if the device was lost meanwhile, or if it needs a generation that
+// another host has just made.
 func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*session, *domainKeys, []byte) error) error {
 	var p patience
+	looked := false
 	for {
 		keys, err := d.current(ctx)
 		if err != nil {
@@ -116,6 +118,10 @@ func (d *Member) run(ctx context.Context, on *lane, secret []byte, f func(*sessi
 		r.fn = func(s *session) error { return f(s, keys, r.in) }
 		if _, err = on.do(ctx, r); err == nil {
 			return nil
+		}
+		if absent := new(absentGeneration); errors.As(err, absent) && !looked && d.newer(ctx, absent.number) {
+			looked = true
+			continue
 		}
 		if stale(err) {
 			d.forgetKeys(keys)
@@ -131,14 +137,14 @@ func (d *Member) onKeeper(ctx context.Context, f func(*session, *domainKeys) err
 	return d.run(ctx, d.t.keeper, nil, func(s *session, keys *domainKeys, _ []byte) error { return f(s, keys) })
 }
 
-// export wraps key into an EKT. Its caller destroys the key.
-func (s *session) export(c keyClass, keyType uint, length int, wrapper, key pkcs11.ObjectHandle) (EKT, error) {
-	wrapped, err := s.wrap(c, wrapper, key)
+// export wraps key into an EKT of the generation. Its caller destroys the key.
+func (s *session) export(g *generationKeys, c keyClass, keyType uint, length int, key pkcs11.ObjectHandle) (EKT, error) {
+	wrapped, err := s.wrap(c, g.wrap[c], key)
 	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit("hbk.wrapped")
-	ekt := keyToken{generation: firstGeneration, class: c, keyType: keyType, length: length, wrapped: wrapped}.encode()
+	ekt := keyToken{generation: g.Number, class: c, keyType: keyType, length: length, wrapped: wrapped}.encode()
 	if _, err := ekt.parse(); err != nil {
 		return nil, fmt.Errorf("wrapping: the device's output of %d bytes is of no known form", len(wrapped))
 	}
@@ -158,9 +164,6 @@ func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte
 
 // unwrapFor brings an EKT back for the given uses.
 func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.ObjectHandle, error) {
-	if k.generation != firstGeneration {
-		return 0, fmt.Errorf("%w: domain key generation %d is not on this token", ErrInvalidEKT, k.generation)
-	}
 	template := useTemplate(k.keyType, uses...)
 	if k.class == classPrivate {
 		template = privateUseTemplate(k.keyType, uses...)
@@ -171,7 +174,11 @@ func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.
 // unwrapWith tells a bad EKT from a sick device, and believes no device that
 // only once calls it bad.
 func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template)
+	g, err := keys.of(k.generation)
+	if err != nil {
+		return 0, err
+	}
+	object, err := s.unwrap(k.class, g.wrap[k.class], k.wrapped, g.protected(template))
 	code, ok := codeOf(err)
 	if c := classify(code); !ok || c != classData && c != classForged {
 		return object, err
@@ -243,6 +250,9 @@ func privateName(use Use, ekt EKT) EKT {
 
 func (d *Member) loadFor(k keyToken, err error, victim *handle, uses []uint) (object pkcs11.ObjectHandle, epoch uint64, _ error) {
 	keys, currentErr := d.current(background)
+	if currentErr == nil && keys.generations[k.generation] == nil && d.newer(background, k.generation) {
+		keys, currentErr = d.current(background)
+	}
 	if err = errors.Join(err, currentErr); err != nil {
 		d.destroyIfAny(victim)
 		return 0, 0, err

@@ -36,6 +36,9 @@ const (
 	callMarkActive
 	callPing
 	callInfo
+	callRewrap
+	callSetActive
+	callGenerations
 	callOpen    // of a worker, before all others: see worker.open
 	callMetrics // of a worker
 	callCount
@@ -119,7 +122,7 @@ func (d *Member) do(ctx context.Context, c *call, r *reply) (err error) {
 		r.number, r.out, err = d.Sum(ctx, c.in)
 	case callVerify:
 		var ok bool
-		if ok, err = d.Verify(ctx, c.number, c.in, c.extra); ok {
+		if ok, err = d.verify(ctx, c.number, c.in, c.extra); ok {
 			r.number = 1
 		}
 	case callRandom:
@@ -169,6 +172,15 @@ func (d *Member) doSeldom(ctx context.Context, c *call, r *reply) (err error) {
 		err = d.t.Ping(ctx)
 	case callInfo:
 		err = r.describe(d.t.Info())
+	case callRewrap:
+		r.ekt, err = d.Rewrap(ctx, c.ekt, c.number)
+	case callSetActive:
+		err = d.SetActive(ctx, c.number)
+	case callGenerations:
+		var all []Generation
+		if all, err = d.Generations(ctx); err == nil {
+			err = r.describe(all)
+		}
 	default:
 		err = fmt.Errorf("%w: there is no operation %d", ErrArgument, c.op)
 	}

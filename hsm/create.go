@@ -2,8 +2,10 @@ package hsm
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/ThalesGroup/crypto11"
 	"github.com/miekg/pkcs11"
@@ -16,20 +18,84 @@ import (
 // can be run again after it was interrupted anywhere. Only one process may run
 // it at a time; what two would make double, OpenDomain refuses.
 func (t *Token) CreateDomain(ctx context.Context, id DomainID) error {
+	if err := t.createGeneration(ctx, id, firstGeneration, "init."); err != nil {
+		return err
+	}
+	d, err := t.openDomain(ctx, id) // proves that the device enforces what was asked
+	if err != nil {
+		return err
+	}
+	return d.whole(ctx, firstGeneration, Locked)
+}
+
+// CreateGeneration is CreateDomain for a further generation. It does not make
+// it the active one. Of the trusted profile the security officer must have made
+// the domain keys before: see Officer.
+func (d *Member) CreateGeneration(ctx context.Context, number uint32, profile Profile) error {
+	if number <= firstGeneration {
+		return fmt.Errorf("%w: generation %d is made by trent init", ErrArgument, number)
+	}
+	if profile == Trusted {
+		if err := d.trustedKeysThere(ctx, number); err != nil {
+			return err
+		}
+	}
+	if err := d.t.createGeneration(ctx, d.id, number, "generation."); err != nil {
+		return err
+	}
+	return d.whole(ctx, number, profile)
+}
+
+// whole demands that the generation is on the token, whole and of the profile.
+func (d *Member) whole(ctx context.Context, number uint32, profile Profile) error {
+	keys, err := d.look(ctx)
+	if err != nil {
+		return err
+	}
+	g := keys.generations[number]
+	switch {
+	case g == nil:
+		return absentGeneration{number, errNotFound}
+	case !g.Whole:
+		return g.err
+	case g.Profile != profile:
+		return fmt.Errorf("%w: generation %d is of the %s profile, not %s: destroy it if it was never active, or go on with that profile",
+			ErrDomainConflict, number, g.Profile, profile)
+	}
+	return nil
+}
+
+func (d *Member) trustedKeysThere(ctx context.Context, number uint32) error {
 	for _, c := range keyClasses {
-		make := func() error { return t.makeDomainKey(id, c) }
-		if err := t.ensureObject(ctx, id.label(domainKeyRole(c)), make); err != nil {
+		label := d.id.label(domainKeyRole(c), number)
+		err := d.t.onKeeperRetrying(ctx, func(s *session) error {
+			_, err := s.findOne(label)
+			return err
+		})
+		if errors.Is(err, errNotFound) {
+			return fmt.Errorf("%w: %s is missing: under the trusted profile the security officer makes the domain keys first", ErrNoDomain, label)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Token) createGeneration(ctx context.Context, id DomainID, number uint32, point string) error {
+	for _, c := range keyClasses {
+		make := func() error { return t.makeDomainKey(id, number, c) }
+		if err := t.ensureObject(ctx, id.label(domainKeyRole(c), number), make); err != nil {
 			return fmt.Errorf("making the %s domain key: %w", c, err)
 		}
-		failpoint.Hit("init.domainkey." + c.String())
+		failpoint.Hit(point + "domainkey." + c.String())
 	}
-	make := func() error { return t.makeMACKey(id) }
-	if err := t.ensureObject(ctx, id.label(macRole), make); err != nil {
+	make := func() error { return t.makeMACKey(id, number) }
+	if err := t.ensureObject(ctx, id.label(macRole, number), make); err != nil {
 		return fmt.Errorf("making the MAC key: %w", err)
 	}
-	failpoint.Hit("init.mackey")
-	_, err := t.openDomain(ctx, id) // proves that the device enforces what was asked
-	return err
+	failpoint.Hit(point + "mackey")
+	return nil
 }
 
 func (t *Token) ensureObject(ctx context.Context, label string, make func() error) error {
@@ -44,24 +110,34 @@ func (t *Token) ensureObject(ctx context.Context, label string, make func() erro
 	return make()
 }
 
-func (t *Token) makeDomainKey(id DomainID, c keyClass) error {
-	nested, free := nestedTemplate(unwrapTemplate(c))
+func (t *Token) makeDomainKey(id DomainID, number uint32, c keyClass) error {
+	nested, free := nestedTemplate(unwrapTemplate(c, Locked))
 	defer free()
-	template := append(tokenKeyTemplate(id.label(domainKeyRole(c)), id.object(byte(c)), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
-		attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested),
+	return t.makeTokenKey(append(domainKeyTemplate(id, number, c), attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)), crypto11.CipherAES)
+}
+
+func domainKeyTemplate(id DomainID, number uint32, c keyClass) []*pkcs11.Attribute {
+	return append(tokenKeyTemplate(id.label(domainKeyRole(c), number), id.object(byte(c), number), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
 		attr(pkcs11.CKA_ALLOWED_MECHANISMS, mechanisms(c.wrapMechanism())))
-	return t.makeTokenKey(template, crypto11.CipherAES)
 }
 
-func (t *Token) makeMACKey(id DomainID) error {
-	template := append(tokenKeyTemplate(id.label(macRole), id.object(0), pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY),
+func (t *Token) makeMACKey(id DomainID, number uint32) error {
+	return t.makeTokenKey(macKeyTemplate(id, number), crypto11.CipherGeneric)
+}
+
+func macKeyTemplate(id DomainID, number uint32) []*pkcs11.Attribute {
+	return append(tokenKeyTemplate(id.label(macRole, number), id.object(0, number), pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY),
 		attr(pkcs11.CKA_ALLOWED_MECHANISMS, mechanisms(pkcs11.CKM_SHA256_HMAC)))
-	return t.makeTokenKey(template, crypto11.CipherGeneric)
 }
 
-// object is the CKA_ID of a token object: deployment, role, generation.
-func (id DomainID) object(role byte) []byte {
-	return append(append([]byte(nil), id[:]...), role, byte(firstGeneration))
+// object is the CKA_ID of a token object: deployment, role, generation (one
+// octet, or four for those beyond 255).
+func (id DomainID) object(role byte, generation uint32) []byte {
+	b := append(append([]byte(nil), id[:]...), role)
+	if generation <= math.MaxUint8 {
+		return append(b, byte(generation))
+	}
+	return binary.BigEndian.AppendUint32(b, generation)
 }
 
 // makeTokenKey generates a 256-bit token key. CKA_ALLOWED_MECHANISMS is dropped
@@ -83,4 +159,36 @@ func (t *Token) generateTokenKey(set crypto11.AttributeSet, cipher *crypto11.Sym
 		_, err := conn.GenerateSecretKeyWithAttributes(set, 8*aesKeySize, cipher)
 		return err
 	})
+}
+
+// DestroyGeneration destroys a generation's domain keys, and its MAC key too
+// unless keepMAC. What was wrapped or sealed under them is lost for good: the
+// caller has made sure that nothing is. It can be called again after an
+// interruption. The active generation is refused.
+func (d *Member) DestroyGeneration(ctx context.Context, number uint32, keepMAC bool) error {
+	if number == d.Active() {
+		return fmt.Errorf("%w: generation %d is the active one", ErrArgument, number)
+	}
+	roles := allRoles()
+	if keepMAC {
+		roles = roles[:len(keyClasses)]
+	}
+	for _, role := range roles {
+		err := d.t.onKeeperRetrying(ctx, func(s *session) error {
+			object, err := s.findOne(d.id.label(role, number))
+			if errors.Is(err, errNotFound) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			return deviceError("destroying", s.t.module.p11.DestroyObject(s.handle, object))
+		})
+		if err != nil {
+			return fmt.Errorf("destroying the %s key of generation %d on %q: %w", role, number, d.t.info.Label, err)
+		}
+		failpoint.Hit("generation.destroyed." + role)
+	}
+	_, err := d.look(ctx)
+	return err
 }

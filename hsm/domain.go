@@ -2,6 +2,7 @@ package hsm
 
 import (
 	"context"
+	"errors"
 	"sync"
 )
 
@@ -118,12 +119,15 @@ func (d *Domain) Sum(ctx context.Context, message []byte) (generation uint32, ma
 	return generation, mac, err
 }
 
-// Verify is Member.Verify.
+// Verify is Member.Verify, asked of a member that holds the generation.
 func (d *Domain) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
 	err = d.do(ctx, call{op: callVerify, number: generation, in: message, extra: mac}, func(r *reply) error {
 		ok = r.number == 1
 		return nil
 	})
+	if errors.Is(err, ErrNoGeneration) {
+		return false, nil
+	}
 	return ok, err
 }
 

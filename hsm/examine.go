@@ -184,14 +184,17 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 	if err := t.Ping(ctx); err != nil {
 		r.add(SeverityError, "asking for random bytes: %v", err)
 	}
-	r.add(SeverityWarning, "domain keys are of the %s profile: keys in use can never be taken out, but whoever holds the PIN can take out keys that he makes himself, and domain keys cannot be copied to a further HSM", profileLocked)
 	ids, err := t.Domains(ctx)
 	if err != nil {
 		r.add(SeverityError, "%v", err)
 	}
 	for _, id := range ids {
 		r.Domains = append(r.Domains, id.String())
-		switch d, err := t.OpenDomain(ctx, id); {
+		d, err := t.OpenDomain(ctx, id)
+		if err == nil {
+			r.lookAtGenerations(ctx, d)
+		}
+		switch {
 		case err == nil && len(r.KeySpecs) == 0:
 			r.tryKeySpecs(d)
 			r.tryImports(d)

@@ -50,7 +50,7 @@ func (d *Member) GenerateWrappingKey(ctx context.Context, spec string) (ekt EKT,
 	}
 	var made Material
 	err = d.onMaker(ctx, func(s *session, keys *domainKeys) error {
-		public, private, err := s.generatePair(sp, UseEncrypt, privateBackingTemplate(sp.keyType))
+		public, private, err := s.generatePair(sp, UseEncrypt, keys.protected(privateBackingTemplate(sp.keyType)))
 		if err != nil {
 			return refused(spec, sp.generate, err)
 		}
@@ -192,7 +192,7 @@ func (d *Member) importWith(ctx context.Context, wrappingKey EKT, w wrapping, na
 // hardly do more than be wrapped. The keys on the way there can unwrap such
 // objects and nothing else, and are destroyed.
 func (s *session) unwrapMaterial(keys *domainKeys, k keyToken, w wrapping, sp spec, wrapped []byte) (pkcs11.ObjectHandle, error) {
-	material := materialTemplate(sp)
+	material := keys.protected(materialTemplate(sp))
 	outer := material
 	if w.inner {
 		outer = innerKeyTemplate()

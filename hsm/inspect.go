@@ -9,25 +9,73 @@ import (
 	"github.com/miekg/pkcs11"
 )
 
-// inspect refuses a domain whose objects are not as CreateDomain makes them.
-// Unwrap templates cannot be read on every device, so it tries instead what
-// they must forbid.
-func (s *session) inspect(keys *domainKeys) error {
-	for c, key := range keys.wrap {
+// inspect refuses a generation whose domain keys are not as CreateGeneration
+// makes them, and finds its profile. Unwrap templates cannot be read on every
+// device, so it tries instead what they must forbid.
+func (s *session) inspect(g *generationKeys) error {
+	var err error
+	if g.Profile, err = s.profile(g); err != nil {
+		return err
+	}
+	for c, key := range g.wrap {
 		if err := s.inspectKind(domainKeyRole(c), key, pkcs11.CKK_AES); err != nil {
 			return err
 		}
-		if err := s.inspectFlags(domainKeyRole(c), key, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP); err != nil {
+		if err := s.inspectWrapper(g, c, key); err != nil {
 			return err
 		}
-		if err := s.inspectLock(c, key); err != nil {
+		if err := s.inspectLock(g, c, key); err != nil {
 			return err
 		}
 	}
-	if err := s.inspectKind(macRole, keys.mac, pkcs11.CKK_GENERIC_SECRET); err != nil {
+	return nil
+}
+
+// profile is Trusted if all domain keys are marked so, which only the security
+// officer can do.
+func (s *session) profile(g *generationKeys) (Profile, error) {
+	marked := 0
+	for _, key := range g.wrap {
+		ok, err := s.flag(key, pkcs11.CKA_TRUSTED, true)
+		if err != nil {
+			return "", err
+		}
+		if ok {
+			marked++
+		}
+	}
+	switch marked {
+	case 0:
+		return Locked, nil
+	case len(g.wrap):
+		return Trusted, nil
+	}
+	return "", fmt.Errorf("%w: only some domain keys of generation %d are marked CKA_TRUSTED: destroy this generation if it was never active, else restore the token from its backup",
+		ErrDomainConflict, g.Number)
+}
+
+// inspectWrapper demands a domain key's attributes. Where the security officer
+// cannot make private objects a trusted key is a public one, which is noted.
+func (s *session) inspectWrapper(g *generationKeys, c keyClass, key pkcs11.ObjectHandle) error {
+	wanted := secretFlags(pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
+	if g.Profile == Trusted {
+		private, err := s.flag(key, pkcs11.CKA_PRIVATE, true)
+		if err != nil {
+			return err
+		}
+		if !private {
+			g.Public = true
+			wanted = altered(wanted, attr(pkcs11.CKA_PRIVATE, false))
+		}
+	}
+	return s.inspectFlags(domainKeyRole(c), key, wanted)
+}
+
+func (s *session) inspectMAC(key pkcs11.ObjectHandle) error {
+	if err := s.inspectKind(macRole, key, pkcs11.CKK_GENERIC_SECRET); err != nil {
 		return err
 	}
-	return s.inspectFlags(macRole, keys.mac, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY)
+	return s.inspectFlags(macRole, key, secretFlags(pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY))
 }
 
 // inspectKind demands a 256-bit secret key of the type.
@@ -53,8 +101,9 @@ func (s *session) inspectKind(role string, key pkcs11.ObjectHandle, keyType uint
 // them; those that protect a key it must show.
 var histories = []uint{pkcs11.CKA_LOCAL, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE}
 
-func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uint) error {
-	wanted := append(usage(uses...),
+// secretFlags are the attributes of Trent's own token keys.
+func secretFlags(uses ...uint) []*pkcs11.Attribute {
+	return append(usage(uses...),
 		attr(pkcs11.CKA_PRIVATE, true),
 		attr(pkcs11.CKA_SENSITIVE, true),
 		attr(pkcs11.CKA_ALWAYS_SENSITIVE, true),
@@ -63,6 +112,9 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uin
 		attr(pkcs11.CKA_LOCAL, true),
 		attr(pkcs11.CKA_MODIFIABLE, false),
 	)
+}
+
+func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, wanted []*pkcs11.Attribute) error {
 	for _, a := range wanted {
 		ok, err := s.flag(key, a.Type, a.Value[0] != 0)
 		if err == nil && !ok && slices.Contains(histories, a.Type) {
@@ -85,8 +137,8 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, uses ...uin
 
 // inspectLock wraps a throw-away key and asks for it back in the forms that
 // the unwrap template must forbid.
-func (s *session) inspectLock(c keyClass, key pkcs11.ObjectHandle) error {
-	wrapped, keyType, err := s.throwAway(c, key)
+func (s *session) inspectLock(g *generationKeys, c keyClass, key pkcs11.ObjectHandle) error {
+	wrapped, keyType, err := s.throwAway(g, c, key)
 	if err != nil {
 		return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
 	}
@@ -97,23 +149,13 @@ func (s *session) inspectLock(c keyClass, key pkcs11.ObjectHandle) error {
 	if c == classPrivate {
 		good = privateUseTemplate(keyType, pkcs11.CKA_SIGN)
 	}
+	good = g.protected(good)
 	object, err := s.unwrap(c, key, wrapped, good)
 	if err != nil {
 		return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
 	}
 	s.destroy(object)
-	bad := []*pkcs11.Attribute{
-		attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_SENSITIVE, false), attr(pkcs11.CKA_TOKEN, true),
-	}
-	if c != classPrivate {
-		other := uint(pkcs11.CKK_GENERIC_SECRET)
-		if c == classGeneric {
-			other = pkcs11.CKK_AES
-		}
-		bad = append(bad, attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_DERIVE, true),
-			attr(pkcs11.CKA_MODIFIABLE, true), attr(pkcs11.CKA_KEY_TYPE, other))
-	}
-	for _, forbidden := range bad {
+	for _, forbidden := range g.forbidden(c) {
 		object, err := s.unwrap(c, key, wrapped, altered(good, forbidden))
 		if err == nil {
 			s.destroy(object)
@@ -124,7 +166,32 @@ func (s *session) inspectLock(c keyClass, key pkcs11.ObjectHandle) error {
 			return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
 		}
 	}
+	if g.Profile == Trusted {
+		return s.inspectTrust(g, c, key, wrapped, keyType)
+	}
 	return nil
+}
+
+// forbidden is what no copy that the generation's domain key of a class unwraps
+// may be.
+func (g *generationKeys) forbidden(c keyClass) []*pkcs11.Attribute {
+	bad := []*pkcs11.Attribute{
+		attr(pkcs11.CKA_SENSITIVE, false), attr(pkcs11.CKA_TOKEN, true),
+	}
+	if g.Profile == Trusted {
+		bad = append(bad, attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false))
+	} else {
+		bad = append(bad, attr(pkcs11.CKA_EXTRACTABLE, true))
+	}
+	if c == classPrivate {
+		return bad
+	}
+	other := uint(pkcs11.CKK_GENERIC_SECRET)
+	if c == classGeneric {
+		other = pkcs11.CKK_AES
+	}
+	return append(bad, attr(pkcs11.CKA_WRAP, true), attr(pkcs11.CKA_UNWRAP, true), attr(pkcs11.CKA_DERIVE, true),
+		attr(pkcs11.CKA_MODIFIABLE, true), attr(pkcs11.CKA_KEY_TYPE, other))
 }
 
 // templateRefusals are the codes by which devices say that a template is not
@@ -150,16 +217,16 @@ func altered(template []*pkcs11.Attribute, with *pkcs11.Attribute) []*pkcs11.Att
 // throwAway makes a key of the class, wraps it and destroys it. It returns no
 // bytes where the device cannot make one, which for private keys is not fatal
 // here: symmetric keys do without.
-func (s *session) throwAway(c keyClass, wrapper pkcs11.ObjectHandle) (wrapped []byte, keyType uint, err error) {
+func (s *session) throwAway(g *generationKeys, c keyClass, wrapper pkcs11.ObjectHandle) (wrapped []byte, keyType uint, err error) {
 	p11 := s.t.module.p11
 	var key pkcs11.ObjectHandle
 	switch c {
 	case classAES:
 		keyType = pkcs11.CKK_AES
-		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), backingKeyTemplate(keyType, aesKeySize))
+		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), g.protected(backingKeyTemplate(keyType, aesKeySize)))
 	case classGeneric:
 		keyType = pkcs11.CKK_GENERIC_SECRET
-		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN), backingKeyTemplate(keyType, aesKeySize))
+		key, err = p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_GENERIC_SECRET_KEY_GEN), g.protected(backingKeyTemplate(keyType, aesKeySize)))
 	case classPrivate:
 		keyType = pkcs11.CKK_EC
 		var public pkcs11.ObjectHandle

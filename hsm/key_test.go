@@ -109,10 +109,10 @@ func TestUnwrapTemplateIsEnforced(t *testing.T) {
 // A domain key that someone planted under our label is found out.
 func TestPlantedDomainKeyIsRefused(t *testing.T) {
 	d := newDomain(t, nil)
-	label := testDomain.label(domainKeyRole(classAES))
+	label := testDomain.label(domainKeyRole(classAES), 1)
 	onKeeper(t, d, func(s *session, keys *domainKeys) error {
 		s.destroy(keys.wrap[classAES])
-		planted := tokenKeyTemplate(label, testDomain.object(1), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
+		planted := tokenKeyTemplate(label, testDomain.object(1, 1), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
 		planted = append(planted, attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 			attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), attr(pkcs11.CKA_VALUE_LEN, aesKeySize))
 		_, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), planted)
@@ -128,7 +128,7 @@ func TestPlantedDomainKeyIsRefused(t *testing.T) {
 
 func TestDoubleDomainKeyIsRefused(t *testing.T) {
 	d := newDomain(t, nil)
-	if err := d.t.makeMACKey(testDomain); err != nil {
+	if err := d.t.makeMACKey(testDomain, 1); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := d.t.OpenDomain(t.Context(), testDomain); !errors.Is(err, ErrDomainConflict) {

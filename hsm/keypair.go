@@ -46,7 +46,7 @@ func (d *Member) Generate(ctx context.Context, spec string, use Use) (Material, 
 func (d *Member) generateSecret(ctx context.Context, name string, sp spec, _ Use) (Material, error) {
 	var made Material
 	err := d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
-		if made.EKT, made.Provenance, err = s.generateSecret(sp, keys.wrap[sp.class]); err != nil {
+		if made.EKT, made.Provenance, err = s.generateSecret(keys, sp); err != nil {
 			return refused(name, sp.generate, err)
 		}
 		made.CheckValue, err = s.checkValue(keys, made.EKT)
@@ -71,7 +71,7 @@ func (d *Member) generatePair(ctx context.Context, name string, sp spec, use Use
 }
 
 func (s *session) makePair(keys *domainKeys, name string, sp spec, use Use) (Material, error) {
-	public, private, err := s.generatePair(sp, use, privateBackingTemplate(sp.keyType))
+	public, private, err := s.generatePair(sp, use, keys.protected(privateBackingTemplate(sp.keyType)))
 	if err != nil {
 		return Material{}, refused(name, sp.generate, err)
 	}
@@ -87,13 +87,13 @@ func (s *session) makePair(keys *domainKeys, name string, sp spec, use Use) (Mat
 func (s *session) wrapPair(keys *domainKeys, name string, sp spec, public, private pkcs11.ObjectHandle) (made Material, err error) {
 	defer s.destroy(private)
 	failpoint.Hit("hbk.generated")
-	if made.Provenance, err = s.provenance(private, sp.generate); err != nil {
+	if made.Provenance, err = s.provenance(keys, private, sp.generate); err != nil {
 		return Material{}, err
 	}
 	if made.PublicKey, err = s.publicKey(sp, public); err != nil {
 		return Material{}, err
 	}
-	made.EKT, err = s.export(classPrivate, sp.keyType, 0, keys.wrap[classPrivate], private)
+	made.EKT, err = s.export(keys.generationKeys, classPrivate, sp.keyType, 0, private)
 	return made, refused(name, classPrivate.wrapMechanism(), err)
 }
 

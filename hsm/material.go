@@ -13,7 +13,7 @@ import (
 // keepMaterial wraps imported material under the domain key, having checked
 // that it is of the spec. Its caller destroys the material.
 func (s *session) keepMaterial(keys *domainKeys, name string, sp spec, use Use, material pkcs11.ObjectHandle) (made Material, err error) {
-	if made.Provenance, err = s.provenance(material, pkcs11.CKM_RSA_PKCS_OAEP); err != nil {
+	if made.Provenance, err = s.provenance(keys, material, pkcs11.CKM_RSA_PKCS_OAEP); err != nil {
 		return Material{}, err
 	}
 	if sp.class == classPrivate {
@@ -27,7 +27,7 @@ func (s *session) keepMaterial(keys *domainKeys, name string, sp spec, use Use, 
 	if length < sp.size || length > sp.longest() {
 		return Material{}, fmt.Errorf("%w: it has %d bytes, not %d", ErrMaterial, length, sp.size)
 	}
-	if made.EKT, err = s.export(sp.class, sp.keyType, length, keys.wrap[sp.class], material); err != nil {
+	if made.EKT, err = s.export(keys.generationKeys, sp.class, sp.keyType, length, material); err != nil {
 		return Material{}, err
 	}
 	if made.CheckValue, err = s.checkValue(keys, made.EKT); err != nil {
@@ -98,7 +98,7 @@ func ulong(value []byte) int {
 
 func (s *session) keepPair(keys *domainKeys, name string, sp spec, use Use, private pkcs11.ObjectHandle, made *Material) error {
 	var err error
-	if made.EKT, err = s.export(classPrivate, sp.keyType, 0, keys.wrap[classPrivate], private); err != nil {
+	if made.EKT, err = s.export(keys.generationKeys, classPrivate, sp.keyType, 0, private); err != nil {
 		return s.blameMaterial(keys, err)
 	}
 	values, err := s.publicValues(keys, sp, private, made.EKT)

@@ -6,8 +6,10 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/miekg/pkcs11"
 )
@@ -17,11 +19,8 @@ type DomainID [16]byte
 
 func (id DomainID) String() string { return hex.EncodeToString(id[:]) }
 
-// firstGeneration is the only one until domain keys can be succeeded.
+// firstGeneration is the one that trent init makes.
 const firstGeneration uint32 = 1
-
-// profileLocked: what the domain key unwraps can never be wrapped again.
-const profileLocked = "locked"
 
 // Member is one deployment's keys on one token. It is safe for concurrent use.
 type Member struct {
@@ -32,26 +31,21 @@ type Member struct {
 	private *handleCache
 	tried   tried
 
-	mu   sync.Mutex // guards what follows
-	keys *domainKeys
+	mu     sync.Mutex // guards what follows
+	keys   *domainKeys
+	active uint32    // what SetActive asked for; 0 = the oldest whole one
+	served uint32    // the generation that was active when keys were found last
+	looked time.Time // when a generation was last looked for in vain
 	// probe was made in the epoch probed, and outlives keys that are forgotten.
 	probe  probe
 	probed uint64
 }
 
-// domainKeys are the handles of a domain's objects in one epoch.
-type domainKeys struct {
-	epoch uint64
-	wrap  map[keyClass]pkcs11.ObjectHandle
-	mac   pkcs11.ObjectHandle
-	probe probe
-}
-
 const labelPrefix = "trent"
 
 // label names a token object: trent/<deployment id in hex>/<role>/<generation>.
-func (id DomainID) label(role string) string {
-	return fmt.Sprintf("%s/%s/%s/%d", labelPrefix, id, role, firstGeneration)
+func (id DomainID) label(role string, generation uint32) string {
+	return fmt.Sprintf("%s/%s/%s/%d", labelPrefix, id, role, generation)
 }
 
 const macRole = "mac"
@@ -77,7 +71,7 @@ func (t *Token) Domains(ctx context.Context) ([]DomainID, error) {
 			if err != nil {
 				return err
 			}
-			if id, ok := domainOfLabel(string(label)); ok && !seen[id] {
+			if id, _, _, ok := parseLabel(string(label)); ok && !seen[id] {
 				seen[id] = true
 				ids = append(ids, id)
 			}
@@ -90,18 +84,27 @@ func (t *Token) Domains(ctx context.Context) ([]DomainID, error) {
 	return ids, nil
 }
 
-func domainOfLabel(label string) (id DomainID, ok bool) {
+// parseLabel takes apart what label made.
+func parseLabel(label string) (id DomainID, role string, generation uint32, ok bool) {
 	parts := strings.Split(label, "/")
 	if len(parts) != 4 || parts[0] != labelPrefix || len(parts[1]) != 2*len(id) {
-		return id, false
+		return id, "", 0, false
 	}
-	_, err := hex.Decode(id[:], []byte(parts[1]))
-	return id, err == nil
+	if _, err := hex.Decode(id[:], []byte(parts[1])); err != nil {
+		return id, "", 0, false
+	}
+	n, err := strconv.ParseUint(parts[3], 10, 32)
+	if err != nil || n == 0 || strconv.FormatUint(n, 10) != parts[3] {
+		return id, parts[2], 0, true // an object of the domain all the same
+	}
+	return id, parts[2], uint32(n), true
 }
 
-// OpenDomain finds the domain's objects and proves what they enforce. It
-// refuses a set that is incomplete (ErrNoDomain), and objects that are double
-// or other than CreateDomain makes them (ErrDomainConflict).
+// OpenDomain finds the domain's objects of all generations and proves what they
+// enforce. It refuses a token without a whole generation (ErrNoDomain), and
+// objects that are double or other than CreateGeneration makes them
+// (ErrDomainConflict). Until SetActive, the oldest whole generation is the
+// active one: the last of which a backup could be missing.
 func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Member, error) {
 	d, err := t.openDomain(ctx, id)
 	if err != nil {
@@ -135,18 +138,28 @@ func (d *Member) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, 
 func (d *Member) revive(s *session) error {
 	d.mu.Lock()
 	known := d.keys != nil && d.keys.epoch == s.t.epoch.Load()
+	active := d.active
 	d.mu.Unlock()
 	if known {
 		return nil
 	}
-	found, err := d.find(s)
+	found, err := d.find(s, active, nil)
 	if err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.keys, d.probe, d.probed = found, found.probe, found.epoch
+	d.keep(found, active)
 	return nil
+}
+
+// keep notes what was found, unless SetActive has asked for something else
+// meanwhile: then the next call looks again. The caller holds mu.
+func (d *Member) keep(found *domainKeys, active uint32) {
+	d.probe, d.probed = found.probe, found.epoch
+	if d.active == active {
+		d.keys, d.served = found, found.Number
+	}
 }
 
 // forgetKeys has the domain's handles found anew: the device does not know
@@ -174,58 +187,6 @@ func (d *Member) knownAnswer(s *session, epoch uint64) (probe, error) {
 	return s.newProbe()
 }
 
-// current returns the domain's handles, found anew if a new epoch began.
-func (d *Member) current(ctx context.Context) (*domainKeys, error) {
-	d.mu.Lock()
-	keys := d.keys
-	d.mu.Unlock()
-	if keys != nil && keys.epoch == d.t.epoch.Load() {
-		return keys, nil
-	}
-	if err := d.t.onKeeperRetrying(ctx, d.revive); err != nil {
-		return nil, err
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.keys == nil { // forgotten again
-		return nil, settled(errStale)
-	}
-	return d.keys, nil
-}
-
-// find runs on the keeper's worker.
-func (d *Member) find(s *session) (*domainKeys, error) {
-	keys := &domainKeys{epoch: d.t.epoch.Load(), wrap: map[keyClass]pkcs11.ObjectHandle{}}
-	var missing []string
-	for _, c := range keyClasses {
-		object, err := s.findOne(d.id.label(domainKeyRole(c)))
-		if errors.Is(err, errNotFound) {
-			missing = append(missing, d.id.label(domainKeyRole(c)))
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		keys.wrap[c] = object
-	}
-	mac, err := s.findOne(d.id.label(macRole))
-	if errors.Is(err, errNotFound) {
-		missing = append(missing, d.id.label(macRole))
-	} else if err != nil {
-		return nil, err
-	}
-	keys.mac = mac
-	if len(missing) > 0 {
-		return nil, fmt.Errorf("%w: missing %s; if this is the right token run `trent init` to finish its set-up, else restore the token from its backup",
-			ErrNoDomain, strings.Join(missing, ", "))
-	}
-	if err := s.inspect(keys); err != nil {
-		return nil, err
-	}
-	keys.probe, err = d.knownAnswer(s, keys.epoch)
-	return keys, err
-}
-
 var errNotFound = errors.New("object not found")
 
 // findOne finds the token object with this label. Two of them would mean that
@@ -241,8 +202,7 @@ func (s *session) findOne(label string) (pkcs11.ObjectHandle, error) {
 	case len(objects) == 0:
 		return 0, errNotFound
 	case len(objects) > 1:
-		return 0, fmt.Errorf("%w: %d objects are labelled %q; find out who made the other, and remove it with the vendor's tool",
-			ErrDomainConflict, len(objects), label)
+		return 0, doubled(label, len(objects))
 	}
 	return objects[0], nil
 }

@@ -245,23 +245,36 @@ func (l *lane) doFresh(ctx context.Context, t *Token, build func(epoch uint64) *
 // Sum returns HMAC-SHA-256 (32 bytes) of message under the domain's MAC key,
 // and that key's generation. It seals database rows and audit batches.
 func (d *Member) Sum(ctx context.Context, message []byte) (generation uint32, mac []byte, err error) {
-	mac, err = d.useMACKey(ctx, opHMAC, message, nil)
+	keys, err := d.current(ctx)
 	if err != nil {
 		return 0, nil, err
 	}
-	return firstGeneration, mac, nil
+	if mac, err = d.useMACKey(ctx, keys.Number, opHMAC, message, nil); err != nil {
+		return 0, nil, err
+	}
+	return keys.Number, mac, nil
 }
 
 // Verify checks what Sum returned, in the HSM. It answers false only if
 // message, generation or mac is not what was sealed; an error says nothing
 // about them.
 func (d *Member) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
-	if generation != firstGeneration || len(mac) != macSize {
+	ok, err = d.verify(ctx, generation, message, mac)
+	if errors.Is(err, ErrNoGeneration) {
+		return false, nil
+	}
+	return ok, err
+}
+
+// verify is Verify, but ErrNoGeneration of a generation whose MAC key this token
+// has not: another member may.
+func (d *Member) verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
+	if len(mac) != macSize {
 		return false, nil
 	}
 	// A device that used another key, once, must not make a row look forged.
 	for range 2 {
-		_, err = d.useMACKey(ctx, opVerify, message, mac)
+		_, err = d.useMACKey(ctx, generation, opVerify, message, mac)
 		code, refused := codeOf(err)
 		if !refused || code != pkcs11.CKR_SIGNATURE_INVALID && code != pkcs11.CKR_SIGNATURE_LEN_RANGE {
 			return err == nil, err
@@ -270,15 +283,24 @@ func (d *Member) Verify(ctx context.Context, generation uint32, message, mac []b
 	return false, nil
 }
 
-func (d *Member) useMACKey(ctx context.Context, o op, message, mac []byte) ([]byte, error) {
+func (d *Member) useMACKey(ctx context.Context, generation uint32, o op, message, mac []byte) ([]byte, error) {
 	var p patience
+	looked := false
 	for {
 		keys, err := d.current(ctx)
 		if err != nil {
 			return nil, err
 		}
+		g := keys.generations[generation]
+		if g == nil && !looked && d.newer(ctx, generation) {
+			looked = true
+			continue
+		}
+		if g == nil || !g.MAC {
+			return nil, absentGeneration{generation, errNotFound}
+		}
 		r := newRequest(o, keys.epoch)
-		r.key = keys.mac
+		r.key = g.mac
 		size := 0
 		if o == opHMAC {
 			size = macSize

@@ -18,7 +18,7 @@ func TestWeakDomainKeyIsRefused(t *testing.T) {
 			s.destroy(keys.wrap[classAES])
 			nested, free := nestedTemplate(template)
 			defer free()
-			planted := append(tokenKeyTemplate(testDomain.label(domainKeyRole(classAES)), testDomain.object(1), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
+			planted := append(tokenKeyTemplate(testDomain.label(domainKeyRole(classAES), 1), testDomain.object(1, 1), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
 				attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 				attr(pkcs11.CKA_VALUE_LEN, size), attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested))
 			_, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), planted)
@@ -30,7 +30,7 @@ func TestWeakDomainKeyIsRefused(t *testing.T) {
 		}
 		return err
 	}
-	whole := unwrapTemplate(classAES)
+	whole := unwrapTemplate(classAES, Locked)
 	t.Run("whole", func(t *testing.T) {
 		if err := plant(t, aesKeySize, whole); err != nil {
 			t.Fatalf("a domain key as Trent makes it: %v", err)

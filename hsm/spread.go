@@ -23,6 +23,8 @@ type spread struct {
 	stop    context.CancelFunc
 	tenders sync.WaitGroup
 
+	active atomic.Uint32 // generation that setActive named last; 0 = none
+
 	mu      sync.Mutex    // guards these
 	changed chan struct{} // closed and replaced when a member comes or stops for good
 	dark    time.Time     // since when no member serves; zero = one does
@@ -62,6 +64,8 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 			}
 		}
 		return nil
+	case callSetActive:
+		return d.setActive(ctx, c)
 	case callSupports, callSupportsImport, callMarkActive:
 		return d.all(ctx, c)
 	}
@@ -84,6 +88,39 @@ func (d *spread) all(ctx context.Context, c *call) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// setActive tells every member which generation makes new keys, and those that
+// come or come back later. One that does not hold it is put aside until it
+// does: it would go on with another.
+func (d *spread) setActive(ctx context.Context, c *call) error {
+	if _, _, err := d.wait(ctx, c, 0, nil); err != nil {
+		return err
+	}
+	before := d.active.Swap(c.number)
+	var faults []error
+	var refused []func()
+	done := false
+	for _, s := range d.seats {
+		t := s.target.Load()
+		if t == nil {
+			continue
+		}
+		if err := s.call(ctx, t, c, new(reply)); err != nil {
+			faults = append(faults, err)
+			refused = append(refused, func() { s.aside(t, err) })
+			continue
+		}
+		done = true
+	}
+	if !done {
+		d.active.CompareAndSwap(c.number, before)
+		return errors.Join(faults...)
+	}
+	for _, aside := range refused {
+		aside()
 	}
 	return nil
 }
@@ -123,7 +160,7 @@ func (d *spread) another(ctx context.Context, c *call, r *reply, err error) bool
 	case err == nil:
 		// A member may lack the generation of the MAC key.
 		return c.op == callVerify && r.number == 0 && len(d.seats) > 1
-	case errors.Is(err, ErrInvalidEKT):
+	case errors.Is(err, ErrInvalidEKT), errors.Is(err, ErrNoGeneration):
 		return len(d.seats) > 1 // it may lack the generation of the domain key
 	case errors.Is(err, ErrInvalidCiphertext), errors.Is(err, ErrArgument), errors.Is(err, ErrSignature), errors.Is(err, ErrMaterial):
 		return false

@@ -47,8 +47,7 @@ func ulongs(list ...uint) []byte {
 }
 
 // backingKeyTemplate makes a backing key that can be wrapped and nothing else.
-// It is EXTRACTABLE only for that, and destroyed at once. Under the locked
-// profile it cannot be WRAP_WITH_TRUSTED, as its domain key is not.
+// It is EXTRACTABLE only for that, and destroyed at once. See protected.
 func backingKeyTemplate(keyType uint, size int) []*pkcs11.Attribute {
 	return sessionKeyTemplate(keyType, size, true)
 }
@@ -119,18 +118,24 @@ func privateKeyTemplate(keyType uint, extractable bool) []*pkcs11.Attribute {
 	}
 }
 
-// unwrapTemplate is what the locked profile's domain key of a class enforces
-// on everything that it unwraps, whoever asks. MODIFIABLE=false keeps the pinned
+// unwrapTemplate is what a domain key of a class enforces on everything that it
+// unwraps, whoever asks: under the locked profile that it never leaves again,
+// under the trusted one that nothing but a trusted key takes it along.
+// MODIFIABLE=false keeps the pinned
 // flags from being changed afterwards, by C_SetAttributeValue or C_CopyObject.
 // Private keys may DERIVE, for key agreement, are of several key types, and
 // cannot be unwrapped unmodifiable on SoftHSM; SENSITIVE and EXTRACTABLE=false
 // hold for them even so.
-func unwrapTemplate(c keyClass) []*pkcs11.Attribute {
+func unwrapTemplate(c keyClass, p Profile) []*pkcs11.Attribute {
+	lock := attr(pkcs11.CKA_EXTRACTABLE, false)
+	if p == Trusted {
+		lock = attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true)
+	}
 	pinned := []*pkcs11.Attribute{
 		attr(pkcs11.CKA_TOKEN, false),
 		attr(pkcs11.CKA_PRIVATE, true),
 		attr(pkcs11.CKA_SENSITIVE, true),
-		attr(pkcs11.CKA_EXTRACTABLE, false),
+		lock,
 	}
 	if c == classPrivate {
 		return append(pinned, attr(pkcs11.CKA_CLASS, pkcs11.CKO_PRIVATE_KEY))
@@ -160,4 +165,15 @@ func tokenKeyTemplate(label string, id []byte, uses ...uint) []*pkcs11.Attribute
 		attr(pkcs11.CKA_EXTRACTABLE, false),
 		attr(pkcs11.CKA_MODIFIABLE, false),
 	)
+}
+
+// protected adds what the generation's profile demands of every key that it
+// wraps or unwraps. Under the locked profile that is nothing: a key that is
+// WRAP_WITH_TRUSTED could not be wrapped by its domain key. It comes first: SoftHSM
+// sets attributes in their order, and none after MODIFIABLE=false.
+func (g *generationKeys) protected(template []*pkcs11.Attribute) []*pkcs11.Attribute {
+	if g.Profile != Trusted {
+		return template
+	}
+	return append([]*pkcs11.Attribute{attr(pkcs11.CKA_WRAP_WITH_TRUSTED, true)}, template...)
 }

@@ -53,6 +53,11 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 	told, wait := false, minPause
 	for ctx.Err() == nil {
 		t, err := s.open(ctx)
+		if err == nil {
+			if err = s.ask(ctx, t); err != nil {
+				t.end()
+			}
+		}
 		if !told {
 			first <- err
 			told = true
@@ -154,11 +159,17 @@ func (t *target) retires() <-chan struct{} {
 	return t.remote.retire
 }
 
-// ask pings.
+// ask pings, and reminds the member of the generation that is active.
 func (s *seat) ask(ctx context.Context, t *target) error {
 	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
 	defer cancel()
 	err := t.do(ctx, &call{op: callPing}, new(reply))
+	if active := s.d.active.Load(); err == nil && active != 0 {
+		err = t.do(ctx, &call{op: callSetActive, number: active}, new(reply))
+		if errors.Is(err, ErrNoGeneration) {
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+	}
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		return fmt.Errorf("%w: it did not answer a ping within %s", ErrUnavailable, s.d.cfg.Limits.Call)
 	}
@@ -191,6 +202,11 @@ func (s *seat) recover(ctx context.Context, t *target) error {
 // If that fails the old one goes on, and asks again.
 func (s *seat) succeed(ctx context.Context, old *target) *target {
 	t, err := s.open(ctx)
+	if err == nil {
+		if err = s.ask(ctx, t); err != nil {
+			t.end()
+		}
+	}
 	if err != nil {
 		s.log.Warn("opening a successor to a worker whose time has come; the old one goes on", "error", err)
 		return old

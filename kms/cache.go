@@ -50,6 +50,11 @@ type cache struct {
 
 	flight  singleflight.Group
 	reloads prometheus.Counter
+
+	// regenerate is called by follow when the generations of the domain keys
+	// may have changed, until it succeeds.
+	regenerate func(context.Context) error
+	outdated   atomic.Bool
 }
 
 // key is a verified key row with its current backing key, and the set of all
@@ -144,6 +149,7 @@ func (c *cache) dropChanged(ctx context.Context) error {
 		c.aliases.InvalidateAll()
 		c.backing.InvalidateAll()
 		c.accessKeys.InvalidateAll()
+		c.outdated.Store(true)
 	}
 	c.head.Store(head) // lower than before when the database was restored
 	return nil
@@ -161,6 +167,8 @@ func (c *cache) drop(change store.Changed) {
 		c.aliases.Invalidate(keyRef{account: change.Account, region: change.Region, alias: change.ID})
 	case store.KindAccessKey:
 		c.accessKeys.Invalidate(change.ID)
+	case store.KindGeneration:
+		c.outdated.Store(true)
 	default:
 		c.accessKeys.InvalidateAll()
 	}
@@ -314,6 +322,12 @@ func (c *cache) follow(ctx context.Context, interval time.Duration, report func(
 		seq, err := c.db.ChangeSequence(ctx)
 		if err == nil && seq != c.head.Load() {
 			err = c.catchUp(ctx)
+		}
+		if c.outdated.Swap(false) {
+			if failed := c.regenerate(ctx); failed != nil {
+				c.outdated.Store(true)
+				err = errors.Join(err, failed)
+			}
 		}
 		if err != nil && ctx.Err() == nil {
 			report(err)

@@ -55,9 +55,10 @@ func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
 func (s *Service) Run(ctx context.Context) error {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &sweeper{service: s})
+	river.AddWorker(workers, &successor{service: s})
 	client, err := river.NewClient(riverpgxv5.New(s.db.Pool()), &river.Config{
 		Logger:  slog.New(quieter{s.log.Handler()}),
-		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}},
+		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}, successionQueue: {MaxWorkers: 1}},
 		Workers: workers,
 		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(
 			river.PeriodicInterval(s.cfg.SweepInterval),
@@ -65,6 +66,12 @@ func (s *Service) Run(ctx context.Context) error {
 				// One at a time; a failed sweep is not worth a retry, the
 				// next one is near.
 				return sweepArgs{}, &river.InsertOpts{MaxAttempts: 1, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
+			},
+			&river.PeriodicJobOpts{RunOnStart: true},
+		), river.NewPeriodicJob(
+			river.PeriodicInterval(s.cfg.SweepInterval),
+			func() (river.JobArgs, *river.InsertOpts) {
+				return successionArgs{}, &river.InsertOpts{MaxAttempts: 1, Queue: successionQueue, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
 			},
 			&river.PeriodicJobOpts{RunOnStart: true},
 		)},

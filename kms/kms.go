@@ -23,7 +23,7 @@ import (
 )
 
 // Config is what a Service stands on. All fields but AttestationRoots,
-// Now, SweepInterval, Logger and Metrics are required.
+// Now, SweepInterval, RewrapRate, Logger and Metrics are required.
 type Config struct {
 	Domain *hsm.Domain
 	DB     *store.DB
@@ -49,6 +49,10 @@ type Config struct {
 	// Zero means 10 s.
 	SweepInterval time.Duration
 
+	// RewrapRate is how many keys or rows a second the background work brings
+	// to a new generation of the domain keys. Zero means 200.
+	RewrapRate int
+
 	// Logger receives what operators must see. Nil means slog.Default.
 	Logger *slog.Logger
 
@@ -68,6 +72,7 @@ type Service struct {
 	budgets *budgets
 	usages  *usages
 
+	succession *succession
 	grantLanes [grantLaneCount]chan struct{}
 }
 
@@ -85,8 +90,15 @@ func New(cfg Config) (*Service, error) {
 	if cfg.SweepInterval == 0 {
 		cfg.SweepInterval = 10 * time.Second
 	}
+	if cfg.RewrapRate <= 0 {
+		cfg.RewrapRate = 200
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	succession, err := newSuccession(cfg.Metrics)
+	if err != nil {
+		return nil, err
 	}
 	cache, err := newCache(cfg.DB, cfg.Domain, cfg.Metrics)
 	if err != nil {
@@ -102,7 +114,10 @@ func New(cfg Config) (*Service, error) {
 		cache:   cache,
 		budgets: newBudgets(cfg.DB, cfg.Logger),
 		usages:  newUsages(cfg.DB),
+
+		succession: succession,
 	}
+	s.cache.regenerate = s.FollowGenerations
 	s.budgets.renew = s.renew
 	for i := range s.grantLanes {
 		s.grantLanes[i] = make(chan struct{}, 1)

@@ -20,6 +20,7 @@ type Deployment struct {
 	State              string
 	Version            int64
 	Created            time.Time
+	DomainSet          []byte // see domainSet
 }
 
 func (d *Deployment) table() string    { return "deployment" }
@@ -28,8 +29,11 @@ func (d *Deployment) columns() []column {
 	return []column{
 		{"id", &d.ID}, {"account", &d.Account}, {"partition", &d.Partition},
 		{"state", &d.State}, {"version", &d.Version}, {"created", &d.Created},
+		{"domain_set", &d.DomainSet},
 	}
 }
+
+func (d *Deployment) later() []string { return []string{"domain_set"} }
 
 var deploymentSQL = statementsFor(&Deployment{}, "id")
 

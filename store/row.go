@@ -56,7 +56,10 @@ func zero(value any) bool {
 }
 
 // statements are the SQL that every sealed table needs.
-type statements struct{ insert, update, selectAll string }
+type statements struct {
+	insert, update, selectAll string
+	key                       []string // columns of the primary key
+}
 
 // statementsFor writes the SQL for r's table, whose primary key is key.
 // update has the parameters of insert and, last, the version to replace.
@@ -79,6 +82,7 @@ func statementsFor(r row, key ...string) statements {
 	where = append(where, fmt.Sprintf("version = $%d", len(names)+1))
 	list := strings.Join(names, ", ")
 	return statements{
+		key:       key,
 		insert:    fmt.Sprintf("INSERT INTO %s (%s) VALUES (%s)", r.table(), list, strings.Join(places, ", ")),
 		update:    fmt.Sprintf("UPDATE %s SET %s WHERE %s", r.table(), strings.Join(sets, ", "), strings.Join(where, " AND ")),
 		selectAll: fmt.Sprintf("SELECT %s FROM %s ", list, r.table()),

@@ -17,6 +17,7 @@ const (
 	KindPrincipal  = "principal"
 	KindAccessKey  = "access_key"
 	KindDeployment = "deployment"
+	KindGeneration = "generation" // of the domain keys
 )
 
 // Changed names something that a change has written or removed.

@@ -118,6 +118,9 @@ func (s *system) build(ctx context.Context, cfg systemConfig) error {
 	if err != nil {
 		return fmt.Errorf("making the service: %w", err)
 	}
+	if err := s.service.FollowGenerations(ctx); err != nil {
+		return fmt.Errorf("choosing the domain keys: %w", err)
+	}
 	s.handler, err = api.New(api.Config{Service: s.service, Regions: cfg.regions, Logger: cfg.log, Metrics: cfg.metrics})
 	if err != nil {
 		return fmt.Errorf("making the API: %w", err)

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/user"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/kms"
+	"github.com/trent-kms/trent/store"
+)
+
+// domainCmd is the security officer's.
+type domainCmd struct {
+	Status        domainStatusCmd   `cmd:"" help:"List the generations of the domain keys, and what still needs each."`
+	Rotate        domainRotateCmd   `cmd:"" help:"Make a new generation, and activate it once a backup is confirmed or a second HSM holds it."`
+	ConfirmBackup domainConfirmCmd  `cmd:"" help:"Record that a backup of the HSM holds a generation."`
+	Activate      domainActivateCmd `cmd:"" help:"Make a generation the one that new keys are wrapped under."`
+	Retire        domainRetireCmd   `cmd:"" help:"Destroy a generation on this token that nothing needs any more."`
+}
+
+// domainSettings name the token and the database.
+type domainSettings struct {
+	hsmSettings
+	databaseSettings
+	logSettings
+	AdminHost string `name:"admin-host" env:"TRENT_ADMIN_HOST" default:"${hostname}-admin" help:"Name of this process in the audit log; not that of a running service."`
+	Operator  string `env:"TRENT_OPERATOR" placeholder:"NAME" help:"Who gives the order, for the audit log. The default is the user name."`
+}
+
+// Validate is called by the commands' own.
+func (s domainSettings) Validate() error {
+	err := errors.Join(s.hsmSettings.Validate(), s.databaseSettings.Validate())
+	if !hostForm.MatchString(s.AdminHost) {
+		err = errors.Join(err, fmt.Errorf("--admin-host %q is not a host name", s.AdminHost))
+	}
+	return err
+}
+
+// domainConfig is what a session is opened with. Secrets are read once: what
+// the environment holds of them is removed then.
+type domainConfig struct {
+	hsm            hsm.Config
+	store          store.Config
+	host, operator string
+	log            *slog.Logger
+}
+
+func (s domainSettings) config() (c domainConfig, err error) {
+	c = domainConfig{log: s.logger(os.Stderr, "text"), host: s.AdminHost, operator: s.operator()}
+	harden(c.log)
+	domain, err := s.hsmSettings.config(c.log, nil)
+	if err != nil {
+		return c, err
+	}
+	c.hsm = domain.Members[0].Config
+	c.store, err = s.databaseSettings.config(c.log, nil)
+	return c, err
+}
+
+// domainSession is an open token and database.
+type domainSession struct {
+	kms.DomainAdmin
+	domainConfig
+	token      *hsm.Token
+	deployment store.Deployment
+}
+
+// open checks that token and database belong together.
+func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
+	d := &domainSession{domainConfig: c}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	if d.token, err = hsm.Open(ctx, d.hsm); err != nil {
+		return nil, fmt.Errorf("opening the HSM: %w", err)
+	}
+	if d.DB, err = store.Open(ctx, c.store); err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	if err := d.DB.CheckSchema(ctx); err != nil {
+		return nil, fmt.Errorf("checking the database: %w", err)
+	}
+	if d.deployment, err = d.DB.Deployment(ctx); finished(d.deployment, err) != nil {
+		return nil, finished(d.deployment, err)
+	}
+	if d.Member, err = d.token.OpenDomain(ctx, d.deployment.ID); err != nil {
+		return nil, err //nolint:wrapcheck // says it all
+	}
+	d.DB.SetSealer(d.deployment.ID, d.Member)
+	if d.deployment, err = d.DB.Deployment(ctx); err != nil {
+		return nil, fmt.Errorf("verifying the deployment row: %w", err)
+	}
+	d.Serial = d.token.Info().Serial
+	d.Operator = c.operator
+	d.Commit = d.commit
+	d.Progress = func(step string) { c.log.Info(step) }
+	return d, nil
+}
+
+func (s domainSettings) operator() string {
+	if s.Operator != "" {
+		return s.Operator
+	}
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return "unknown"
+}
+
+// commit holds the audit log's lock only for as long as it writes: an officer
+// may run one of these commands while another one waits.
+func (d *domainSession) commit(ctx context.Context, r *audit.Record, c *store.Change) error {
+	writer, err := audit.Open(ctx, audit.Config{DB: d.DB, Host: d.host, Logger: d.log})
+	if errors.Is(err, store.ErrHostTaken) {
+		return fmt.Errorf("opening the audit log as %q: %w: give this command its own --admin-host", d.host, err)
+	}
+	if err != nil {
+		return fmt.Errorf("opening the audit log: %w", err)
+	}
+	_, err = writer.Commit(ctx, r, c)
+	if closeErr := writer.Close(context.WithoutCancel(ctx)); err == nil && closeErr != nil {
+		err = fmt.Errorf("closing the audit log: %w", closeErr)
+	}
+	return err
+}
+
+func (d *domainSession) close() {
+	if d.DB != nil {
+		d.DB.Close()
+	}
+	if d.token != nil {
+		if err := d.token.Close(); err != nil {
+			d.log.Error("closing the token", "error", err)
+		}
+	}
+}
+
+// on opens a session, runs f and closes the session.
+func (c domainConfig) on(ctx context.Context, f func(d *domainSession) error) error {
+	d, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	return f(d)
+}
+
+// on opens a session, runs f and closes the session.
+func (s domainSettings) on(ctx context.Context, f func(d *domainSession) error) error {
+	c, err := s.config()
+	if err != nil {
+		return err
+	}
+	return c.on(ctx, f)
+}
+
+type domainStatusCmd struct {
+	domainSettings
+	JSON  bool `help:"Print JSON."`
+	Watch bool `help:"Print again every two seconds until the background work is done."`
+}
+
+// Help implements kong.HelpProvider.
+func (*domainStatusCmd) Help() string {
+	return `Keys under a generation of the trusted profile are moved to the active one in the background by the running service; those of the locked profile stay where they are.
+
+Example:
+
+    trent domain status --config /etc/trent/trent.toml`
+}
+
+// Run prints the generations.
+func (c *domainStatusCmd) Run(ctx context.Context) error {
+	return c.on(ctx, func(d *domainSession) error {
+		for {
+			all, err := d.Status(ctx)
+			if err != nil {
+				return err
+			}
+			if err := c.print(os.Stdout, all); err != nil {
+				return err
+			}
+			if !c.Watch || kms.Settled(all) {
+				return nil
+			}
+			select {
+			case <-time.After(2 * time.Second):
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	})
+}
+
+func (c *domainStatusCmd) print(w io.Writer, all []kms.GenerationStatus) error {
+	if c.JSON {
+		encoder := json.NewEncoder(w)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(all) //nolint:wrapcheck // standard output's
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(table, "GENERATION\tSTATE\tPROFILE\tTOKENS\tTHIS TOKEN\tBACKUP\tKEYS\tROWS\tSINCE")
+	for _, g := range all {
+		backup, since := "-", g.Created
+		if g.BackupConfirmed != nil {
+			backup = fmt.Sprintf("%s by %s", g.BackupConfirmed.Format(time.DateOnly), g.BackupBy)
+		}
+		for _, t := range []*time.Time{g.Activated, g.Superseded, g.Destroyed} {
+			if t != nil {
+				since = *t
+			}
+		}
+		_, _ = fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", g.Number, g.State, g.Profile,
+			strings.Join(g.Tokens, " "), g.OnToken, backup, g.WrappedKeys, g.SealedRows, since.UTC().Format(time.DateTime))
+	}
+	return table.Flush() //nolint:wrapcheck // standard output's
+}
+
+type generationFlag struct {
+	Generation int64 `required:"" placeholder:"NUMBER" help:"Number of the generation."`
+}
+
+type domainConfirmCmd struct {
+	domainSettings
+	generationFlag
+}
+
+// Help implements kong.HelpProvider.
+func (*domainConfirmCmd) Help() string {
+	return `Say it only of a backup that was made after the generation and that somebody has restored or verified with the vendor's tool. Without one, the loss of the token is the loss of every key under the generation.
+
+Example:
+
+    trent domain confirm-backup --generation 2 --operator "A. Officer" --config /etc/trent/trent.toml`
+}
+
+// Run records the confirmation.
+func (c *domainConfirmCmd) Run(ctx context.Context) error {
+	return c.on(ctx, func(d *domainSession) error { return d.ConfirmBackup(ctx, c.Generation) })
+}
+
+type domainActivateCmd struct {
+	domainSettings
+	generationFlag
+}
+
+// Help implements kong.HelpProvider.
+func (*domainActivateCmd) Help() string {
+	return `Every host follows within a second. The generation before stays for what is wrapped under it.
+
+Example:
+
+    trent domain activate --generation 2 --config /etc/trent/trent.toml`
+}
+
+// Run activates.
+func (c *domainActivateCmd) Run(ctx context.Context) error {
+	return c.on(ctx, func(d *domainSession) error { return d.Activate(ctx, c.Generation) })
+}
+
+type domainRetireCmd struct {
+	domainSettings
+	generationFlag
+	Retention time.Duration `name:"backup-retention" env:"TRENT_DOMAIN_RETENTION" default:"840h" help:"How old a backup of the database may be that must still be readable: how long a generation stays after another one took its place. At least 24h, for import tokens."`
+}
+
+// Help implements kong.HelpProvider.
+func (*domainRetireCmd) Help() string {
+	return `It refuses while a key or a backup of the database needs the generation, and discards one that was never activated at once. The MAC key of a generation stays for as long as the audit log has records that are sealed under it. Run it for each token that holds the generation.
+
+Example:
+
+    trent domain retire --generation 1 --config /etc/trent/trent.toml`
+}
+
+// Validate is called by kong when all settings are known.
+func (c *domainRetireCmd) Validate() error {
+	if c.Retention < 24*time.Hour {
+		return errors.New("--backup-retention is at least 24h: import tokens that clients hold need the generation for as long")
+	}
+	return c.domainSettings.Validate()
+}
+
+// Run retires.
+func (c *domainRetireCmd) Run(ctx context.Context) error {
+	return c.on(ctx, func(d *domainSession) error { return d.Retire(ctx, c.Generation, c.Retention) })
+}

@@ -1,0 +1,272 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// DomainAdmin does what the security officer orders for the domain keys, in a
+// process of its own that is logged in to one member's token. All that it
+// decides on are sealed rows; what it changes is committed with its audit
+// record, and every host follows.
+type DomainAdmin struct {
+	Member *hsm.Member
+	Serial string // of the member's token
+	DB     *store.DB
+	// Commit writes a change with its audit record.
+	Commit func(ctx context.Context, r *audit.Record, c *store.Change) error
+	Now    func() time.Time // nil = the clock
+	// Operator is who gave the order, as the audit log shall name him.
+	Operator string
+	// Progress is told each step, as a sentence without its full stop.
+	Progress func(step string)
+}
+
+// ErrNotYet wraps what an officer has to wait for or do first.
+var ErrNotYet = errors.New("not yet")
+
+func notYet(format string, args ...any) error {
+	return fmt.Errorf("%w: %s", ErrNotYet, fmt.Sprintf(format, args...))
+}
+
+func (a *DomainAdmin) now() time.Time {
+	if a.Now != nil {
+		return a.Now().UTC()
+	}
+	return clock().UTC()
+}
+
+// generations are all of the domain, in order, with what each commit replaces.
+type generations struct {
+	deployment store.Deployment
+	before     []store.DomainGeneration
+	all        []store.DomainGeneration
+}
+
+func (a *DomainAdmin) load(ctx context.Context) (*generations, error) {
+	d, all, err := a.DB.DomainGenerations(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the generations: %w", err)
+	}
+	return &generations{d, all, slices.Clone(all)}, nil
+}
+
+func (g *generations) of(number int64) (*store.DomainGeneration, error) {
+	i := slices.IndexFunc(g.all, func(g store.DomainGeneration) bool { return g.Number == number })
+	if i < 0 {
+		return nil, fmt.Errorf("there is no generation %d: `trent domain status` lists them", number)
+	}
+	return &g.all[i], nil
+}
+
+// in returns the generation in a state, of which there is at most one.
+func (g *generations) in(state string) *store.DomainGeneration {
+	i := slices.IndexFunc(g.all, func(g store.DomainGeneration) bool { return g.State == state })
+	if i < 0 {
+		return nil
+	}
+	return &g.all[i]
+}
+
+// write commits g with a record of the event.
+func (a *DomainAdmin) write(ctx context.Context, g *generations, event string, concerns *store.DomainGeneration) error {
+	details, err := json.Marshal(struct {
+		Generation int64    `json:"domainKeyGeneration"`
+		Profile    string   `json:"profile"`
+		State      string   `json:"state"`
+		Tokens     []string `json:"tokens"`
+		Operator   string   `json:"operator"`
+		Token      string   `json:"token"`
+	}{concerns.Number, concerns.Profile, concerns.State, concerns.Tokens(), a.Operator, a.Serial})
+	if err != nil {
+		return fmt.Errorf("encoding an event: %w", err)
+	}
+	change := a.DB.NewChange()
+	if err := change.WriteGenerations(ctx, g.deployment, g.before, g.all); err != nil {
+		return fmt.Errorf("sealing the generations: %w", err)
+	}
+	record := &audit.Record{
+		UserIdentity:        audit.UserIdentity{AccountID: g.deployment.Account, InvokedBy: "trent domain"},
+		EventTime:           a.now(),
+		EventName:           event,
+		EventType:           "AwsServiceEvent",
+		SourceIPAddress:     "AWS Internal",
+		UserAgent:           "trent domain",
+		ServiceEventDetails: details,
+		RecipientAccountID:  g.deployment.Account,
+	}
+	err = a.Commit(ctx, record, change)
+	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
+		return fmt.Errorf("recording %s: somebody else changed the generations at the same time: look at `trent domain status`, then run this again", event)
+	}
+	if err != nil {
+		return fmt.Errorf("recording %s: %w", event, err)
+	}
+	return nil
+}
+
+// Create makes the next generation on this token and records it, or goes on
+// with one that is not active yet. Under the trusted profile the security officer
+// must have made its domain keys before: see hsm.MakeTrustedKeys.
+func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (store.DomainGeneration, error) {
+	g, err := a.load(ctx)
+	if err != nil {
+		return store.DomainGeneration{}, err
+	}
+	if err := a.holdsActive(ctx, g); err != nil {
+		return store.DomainGeneration{}, err
+	}
+	number := NextGeneration(g.all)
+	if err := Pending(g.all, profile); err != nil {
+		return store.DomainGeneration{}, err
+	}
+	if pending := g.in(store.GenerationCreated); pending != nil {
+		a.Progress(fmt.Sprintf("going on with generation %d, which is not active yet", pending.Number))
+		if slices.Contains(pending.Tokens(), a.Serial) {
+			return *pending, nil
+		}
+	}
+	a.Progress(fmt.Sprintf("making generation %d, %s, on token %s", number, profile, a.Serial))
+	if err := a.Member.CreateGeneration(ctx, uint32(number), profile); err != nil { // #nosec G115 -- counts up from 1
+		return store.DomainGeneration{}, fmt.Errorf("making generation %d: %w", number, err)
+	}
+	failpoint.Hit("generation.made")
+	made := store.DomainGeneration{Number: number, Profile: string(profile), State: store.GenerationCreated, Created: a.now()}
+	made.SetTokens([]string{a.Serial})
+	g.all = append(g.all, made)
+	if err := a.write(ctx, g, "CreateDomainKeyGeneration", &made); err != nil {
+		return store.DomainGeneration{}, err
+	}
+	failpoint.Hit("generation.recorded")
+	return made, nil
+}
+
+// Pending refuses to go on, under a profile, with a generation of another one.
+func Pending(all []store.DomainGeneration, profile hsm.Profile) error {
+	last := all[len(all)-1]
+	if last.State != store.GenerationCreated || last.Profile == string(profile) {
+		return nil
+	}
+	return fmt.Errorf("generation %d has been made of the %s profile and is not active yet: activate it first, or discard it with `trent domain retire --generation %d`",
+		last.Number, last.Profile, last.Number)
+}
+
+// NextGeneration is the number that Create gives.
+func NextGeneration(all []store.DomainGeneration) int64 {
+	last := all[len(all)-1]
+	if last.State == store.GenerationCreated {
+		return last.Number
+	}
+	return last.Number + 1
+}
+
+// holdsActive refuses to work on a token that lacks the active generation: a
+// successor made there would never meet it. It notes where a deployment that
+// was never rotated has its first generation.
+func (a *DomainAdmin) holdsActive(ctx context.Context, g *generations) error {
+	active := g.in(store.GenerationActive)
+	if active == nil {
+		return errors.New("no generation is active: restore the database from a backup")
+	}
+	if err := a.Member.SetActive(ctx, uint32(active.Number)); err != nil { // #nosec G115 -- ours
+		return fmt.Errorf("this token cannot serve the active generation: use a token that does, or restore this one: %w", err)
+	}
+	if active.Version == 0 {
+		active.SetTokens([]string{a.Serial})
+	}
+	return nil
+}
+
+// ConfirmBackup records that somebody has seen to a backup of the HSM that
+// holds the generation.
+func (a *DomainAdmin) ConfirmBackup(ctx context.Context, number int64) error {
+	g, err := a.load(ctx)
+	if err != nil {
+		return err
+	}
+	which, err := g.of(number)
+	if err != nil {
+		return err
+	}
+	if which.BackupConfirmed != nil {
+		a.Progress(fmt.Sprintf("the backup was confirmed before, by %s", which.BackupBy))
+		return nil
+	}
+	if err := a.holdsActive(ctx, g); err != nil {
+		return err
+	}
+	now := a.now()
+	which.BackupConfirmed, which.BackupBy = &now, a.Operator
+	return a.write(ctx, g, "ConfirmDomainKeyBackup", which)
+}
+
+// Safe says why a generation may not be activated yet: nobody but one token
+// has it.
+func Safe(g store.DomainGeneration) error {
+	if g.BackupConfirmed != nil || len(g.Tokens()) > 1 {
+		return nil
+	}
+	return notYet("only token %s holds generation %d: were it lost, so would be every key under it. Back the token up with the vendor's tool, then run `trent domain confirm-backup --generation %d`",
+		g.Holders, g.Number, g.Number)
+}
+
+// Activate makes a generation the one that wraps and seals what is new. Every
+// host follows within a second. It can be called again.
+func (a *DomainAdmin) Activate(ctx context.Context, number int64) error {
+	g, err := a.load(ctx)
+	if err != nil {
+		return err
+	}
+	next, err := g.of(number)
+	if err != nil {
+		return err
+	}
+	switch {
+	case next.State == store.GenerationActive:
+		a.Progress(fmt.Sprintf("generation %d is active", number))
+		return nil
+	case next.State != store.GenerationCreated:
+		return fmt.Errorf("generation %d is %s: only a new one can be activated; make one with `trent domain rotate`", number, next.State)
+	}
+	if err := Safe(*next); err != nil {
+		return err
+	}
+	if err := a.holdsActive(ctx, g); err != nil { // the change is sealed by the old one
+		return err
+	}
+	if err := a.holdsWhole(ctx, next); err != nil {
+		return err
+	}
+	now := a.now()
+	old := g.in(store.GenerationActive)
+	old.State, old.Superseded = store.GenerationSuperseded, &now
+	next.State, next.Activated = store.GenerationActive, &now
+	if err := a.write(ctx, g, "ActivateDomainKeyGeneration", next); err != nil {
+		return err
+	}
+	failpoint.Hit("generation.activated")
+	a.Progress(fmt.Sprintf("generation %d is active", number))
+	return a.Member.SetActive(ctx, uint32(number)) // #nosec G115 -- ours
+}
+
+func (a *DomainAdmin) holdsWhole(ctx context.Context, g *store.DomainGeneration) error {
+	held, err := a.Member.Generations(ctx)
+	if err != nil {
+		return fmt.Errorf("looking at the token: %w", err)
+	}
+	for _, h := range held {
+		if int64(h.Number) == g.Number && h.Whole && string(h.Profile) == g.Profile {
+			return nil
+		}
+	}
+	return fmt.Errorf("token %s does not hold generation %d, %s: run this where it does", a.Serial, g.Number, g.Profile)
+}

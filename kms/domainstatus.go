@@ -1,0 +1,89 @@
+package kms
+
+import (
+	"context"
+	"time"
+
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// GenerationStatus is one generation as an officer sees it.
+type GenerationStatus struct {
+	Number          int64      `json:"generation"`
+	State           string     `json:"state"`
+	Profile         string     `json:"profile"`
+	Tokens          []string   `json:"tokens"`  // serial numbers of those that hold it
+	OnToken         string     `json:"onToken"` // what the token that was asked holds of it
+	WrappedKeys     int64      `json:"wrappedKeys"`
+	SealedRows      int64      `json:"sealedRows"` // without the audit log's
+	BackupConfirmed *time.Time `json:"backupConfirmed,omitempty"`
+	BackupBy        string     `json:"backupConfirmedBy,omitempty"`
+	Created         time.Time  `json:"created"`
+	Activated       *time.Time `json:"activated,omitempty"`
+	Superseded      *time.Time `json:"superseded,omitempty"`
+	Destroyed       *time.Time `json:"destroyed,omitempty"`
+}
+
+// Status lists the generations, in order.
+func (a *DomainAdmin) Status(ctx context.Context) ([]GenerationStatus, error) {
+	g, err := a.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	held, err := a.Member.Generations(ctx)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // says it all
+	}
+	uses, err := a.DB.GenerationUses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	onToken := map[int64]string{}
+	for _, h := range held {
+		switch {
+		case h.Whole && h.Public:
+			onToken[int64(h.Number)] = "whole, as public objects: for tests only"
+		case h.Whole:
+			onToken[int64(h.Number)] = "whole"
+		case h.Retired:
+			onToken[int64(h.Number)] = "MAC key"
+		default:
+			onToken[int64(h.Number)] = h.Why
+		}
+	}
+	var all []GenerationStatus
+	for _, row := range g.all {
+		use := uses[uint32(row.Number)] // #nosec G115 -- ours
+		all = append(all, GenerationStatus{
+			Number: row.Number, State: row.State, Profile: row.Profile, Tokens: row.Tokens(), OnToken: onToken[row.Number],
+			WrappedKeys: use.EKTs, SealedRows: use.MACs, BackupConfirmed: row.BackupConfirmed, BackupBy: row.BackupBy,
+			Created: row.Created, Activated: row.Activated, Superseded: row.Superseded, Destroyed: row.Destroyed,
+		})
+		delete(onToken, row.Number)
+	}
+	for _, h := range held {
+		if what, unknown := onToken[int64(h.Number)]; unknown {
+			all = append(all, GenerationStatus{Number: int64(h.Number), State: "unrecorded", Profile: string(h.Profile), OnToken: what})
+		}
+	}
+	return all, nil
+}
+
+// Settled says whether the background work has nothing left to do: nothing
+// that can be moved is under a superseded generation.
+func Settled(all []GenerationStatus) bool {
+	active := ""
+	for _, g := range all {
+		if g.State == store.GenerationActive {
+			active = g.Profile
+		}
+	}
+	for _, g := range all {
+		movable := g.Profile == string(hsm.Trusted) && active == g.Profile && g.WrappedKeys > 0
+		if g.State == store.GenerationSuperseded && (movable || g.SealedRows > 0) {
+			return false
+		}
+	}
+	return true
+}

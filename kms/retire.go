@@ -1,0 +1,102 @@
+package kms
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/store"
+)
+
+// Retire destroys on this token what nothing needs of a generation: its domain
+// keys once no EKT is under them and backups of the database from before are
+// older than retention; its MAC key once no row and no audit batch is sealed
+// under it. A generation that was never active is discarded at once. It can be
+// called again, and has to be for each token that holds the generation.
+func (a *DomainAdmin) Retire(ctx context.Context, number int64, retention time.Duration) error {
+	g, err := a.load(ctx)
+	if err != nil {
+		return err
+	}
+	which, err := g.of(number)
+	if err != nil {
+		return err
+	}
+	if err := a.holdsActive(ctx, g); err != nil {
+		return err
+	}
+	keepMAC, err := a.retirable(ctx, which, retention)
+	if err != nil {
+		return err
+	}
+	if which.State != store.GenerationRetiring {
+		which.State = store.GenerationRetiring
+		if err := a.write(ctx, g, "RetireDomainKeyGeneration", which); err != nil {
+			return err
+		}
+		failpoint.Hit("generation.retiring")
+		if g, err = a.load(ctx); err != nil {
+			return err
+		}
+		if which, err = g.of(number); err != nil {
+			return err
+		}
+	}
+	what := "domain keys and MAC key"
+	if keepMAC {
+		what = "domain keys"
+	}
+	a.Progress(fmt.Sprintf("destroying the %s of generation %d on token %s", what, number, a.Serial))
+	if err := a.Member.DestroyGeneration(ctx, uint32(number), keepMAC); err != nil { // #nosec G115 -- ours
+		return err //nolint:wrapcheck // says it all
+	}
+	now := a.now()
+	which.SetTokens(slices.DeleteFunc(which.Tokens(), func(serial string) bool { return serial == a.Serial }))
+	switch {
+	case keepMAC:
+		which.State = store.GenerationRetired
+		a.Progress("its MAC key stays for what was sealed under it: the audit log above all")
+	default:
+		which.State = store.GenerationDestroyed
+	}
+	if which.Destroyed == nil {
+		which.Destroyed = &now
+	}
+	return a.write(ctx, g, "DestroyDomainKeyGeneration", which)
+}
+
+// retirable refuses while anything needs the domain keys, and says whether
+// something needs the MAC key.
+func (a *DomainAdmin) retirable(ctx context.Context, g *store.DomainGeneration, retention time.Duration) (keepMAC bool, err error) {
+	switch g.State {
+	case store.GenerationActive:
+		return false, fmt.Errorf("generation %d is the active one: make a successor first, with `trent domain rotate`", g.Number)
+	case store.GenerationDestroyed:
+		return false, fmt.Errorf("generation %d has been destroyed", g.Number)
+	}
+	uses, err := a.DB.GenerationUses(ctx)
+	if err != nil {
+		return false, err
+	}
+	use := uses[uint32(g.Number)] // #nosec G115 -- ours
+	if use.EKTs > 0 {
+		return false, notYet("%d keys are wrapped under generation %d: %s", use.EKTs, g.Number, whyStill(g.Profile))
+	}
+	if g.Superseded != nil {
+		if until := g.Superseded.Add(retention); a.now().Before(until) {
+			return false, notYet("generation %d was the active one until %s, and backups of the database from then need it until %s (--backup-retention)",
+				g.Number, g.Superseded.Format(time.DateTime), until.Format(time.DateTime))
+		}
+	}
+	logged, err := a.DB.LogSealedUnder(ctx, uint32(g.Number)) // #nosec G115 -- as above
+	return logged || use.MACs > 0, err
+}
+
+func whyStill(profile string) string {
+	if profile == "trusted" {
+		return "the service moves them to the active generation in the background (trent serve must run; see `trent domain status`)"
+	}
+	return "it is of the locked profile, which keeps them there until each key's own rotation and the deletion of its old versions; it stays for as long as they do"
+}

@@ -1,0 +1,269 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/riverqueue/river"
+
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// FollowGenerations makes the HSM use the generation of the domain keys that
+// the sealed rows say is active. It is called before the service begins to
+// serve, and whenever the rows have changed. Until it succeeds the one that
+// was active before goes on, which loses nothing.
+func (s *Service) FollowGenerations(ctx context.Context) error {
+	_, active, err := s.generations(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.domain.SetActive(ctx, active); err != nil {
+		return fmt.Errorf("the database says that generation %d of the domain keys is active: restore the token that holds it, or connect this host to it: %w", active, err)
+	}
+	return nil
+}
+
+func (s *Service) generations(ctx context.Context) (all []store.DomainGeneration, active uint32, err error) {
+	_, all, err = s.db.DomainGenerations(ctx)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading the generations of the domain keys: %w", err)
+	}
+	for _, g := range all {
+		if g.State == store.GenerationActive {
+			return all, uint32(g.Number), nil // #nosec G115 -- ours, sealed
+		}
+	}
+	return nil, 0, errors.New("no generation of the domain keys is active: restore the database from a backup")
+}
+
+// successionArgs is the job that brings what is under earlier generations to
+// the active one: under the trusted profile EKTs are wrapped again inside the
+// HSM, and under both profiles rows get MACs of the active MAC key. The row in
+// the queue is a hint only, like that of sweepArgs.
+type successionArgs struct{}
+
+func (successionArgs) Kind() string { return "succession" }
+
+const successionQueue = "succession" // its own, so that sweeps do not wait
+
+type successor struct {
+	river.WorkerDefaults[successionArgs]
+	service *Service
+}
+
+// Work does a slice of what there is to do, and the next job the next one: a
+// host that dies holds nothing up, and a job that runs twice finds rows that
+// have changed and leaves them.
+func (w *successor) Work(ctx context.Context, _ *river.Job[successionArgs]) error {
+	ctx, cancel := context.WithTimeout(ctx, w.service.cfg.SweepInterval*8/10)
+	defer cancel()
+	err := w.service.succeed(ctx)
+	if ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
+		return nil // the next slice is near
+	}
+	if err != nil {
+		w.service.log.Error("bringing keys and rows to the active generation", "error", err)
+	}
+	return err
+}
+
+// succeed is idempotent, and done when it does nothing.
+func (s *Service) succeed(ctx context.Context) error {
+	all, active, err := s.generations(ctx)
+	if err != nil {
+		return err
+	}
+	if active == 1 {
+		return nil // the first: nothing is older
+	}
+	if err := s.domain.SetActive(ctx, active); err != nil {
+		return err
+	}
+	var from []uint32
+	to := ""
+	for _, g := range all {
+		if uint32(g.Number) == active { // #nosec G115 -- ours
+			to = g.Profile
+		} else if g.State == store.GenerationSuperseded && g.Profile == string(hsm.Trusted) {
+			from = append(from, uint32(g.Number)) // #nosec G115 -- as above
+		}
+	}
+	var failures []error
+	if len(from) > 0 && to == string(hsm.Trusted) {
+		failures = append(failures, s.moveKeys(ctx, from, active), s.moveAccessKeys(ctx, from, active))
+	}
+	for ctx.Err() == nil {
+		done, err := s.db.Reseal(ctx, active, 100)
+		if err != nil {
+			failures = append(failures, err)
+			break
+		}
+		if done == 0 {
+			break
+		}
+		s.succession.resealed.Add(float64(done))
+		s.pace(ctx, done)
+	}
+	return errors.Join(append(failures, ctx.Err())...)
+}
+
+// pace keeps the background work from taking the HSM from requests.
+func (s *Service) pace(ctx context.Context, done int) {
+	select {
+	case <-time.After(time.Duration(done) * time.Second / time.Duration(s.cfg.RewrapRate)):
+	case <-ctx.Done():
+	}
+}
+
+func (s *Service) moveKeys(ctx context.Context, from []uint32, to uint32) error {
+	const atATime = 100
+	var after store.KeyRef
+	var failures []error
+	for ctx.Err() == nil && len(failures) < atATime {
+		found, err := s.db.KeysUnder(ctx, from, after, atATime)
+		if err != nil {
+			return err
+		}
+		for _, ref := range found {
+			if ctx.Err() != nil {
+				break
+			}
+			n, err := s.moveKey(ctx, ref, to)
+			if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) {
+				failures = append(failures, fmt.Errorf("moving key %s to generation %d: %w", ref.ID, to, err))
+			}
+			after = ref
+			s.succession.moved.Add(float64(n))
+			s.pace(ctx, 1+n)
+		}
+		if len(found) < atATime {
+			break
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// moveKey wraps all material of a key under a generation, in one change. A
+// request that uses it meanwhile has the old EKT, which goes on to work.
+func (s *Service) moveKey(ctx context.Context, ref store.KeyRef, to uint32) (moved int, err error) {
+	k, set, err := s.db.KeyWithSet(ctx, ref.Account, ref.Region, ref.ID)
+	if err != nil {
+		return 0, err
+	}
+	all, err := s.db.BackingKeys(ctx, k, set)
+	if err != nil {
+		return 0, err
+	}
+	var written []store.BackingKey
+	for _, b := range all {
+		if len(b.EKT) == 0 || hsm.EKT(b.EKT).Generation() == to {
+			continue
+		}
+		b.EKT, err = s.domain.Rewrap(ctx, b.EKT, to)
+		if errors.Is(err, hsm.ErrLocked) {
+			continue // made before the deployment had a trusted generation
+		}
+		if err != nil {
+			return 0, err
+		}
+		written = append(written, b)
+	}
+	if len(written) == 0 {
+		return 0, nil
+	}
+	change := s.db.NewChange()
+	if err := change.ChangeMaterial(ctx, k, set, written...); err != nil {
+		return 0, fmt.Errorf("sealing: %w", err)
+	}
+	details, err := json.Marshal(struct {
+		KeyID      string `json:"keyId"`
+		Generation uint32 `json:"domainKeyGeneration"`
+		Material   int    `json:"keyMaterials"`
+	}{k.ID, to, len(written)})
+	if err != nil {
+		return 0, fmt.Errorf("encoding an event: %w", err)
+	}
+	event := s.serviceEvent("RewrapKeyMaterial", k.Account, k.Region, s.keyARN(k.Account, k.Region, k.ID), details, s.now().UTC())
+	seq, err := s.audit.Commit(ctx, event, change)
+	if err != nil {
+		return 0, err
+	}
+	if err := s.cache.advance(ctx, seq); err != nil {
+		s.log.Warn("following own change", "error", err)
+	}
+	return len(written), nil
+}
+
+func (s *Service) moveAccessKeys(ctx context.Context, from []uint32, to uint32) error {
+	const atATime = 100
+	after := ""
+	var failures []error
+	for ctx.Err() == nil && len(failures) < atATime {
+		found, err := s.db.AccessKeysUnder(ctx, from, after, atATime)
+		if err != nil {
+			return err
+		}
+		for _, id := range found {
+			err := s.moveAccessKey(ctx, id, to)
+			if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) {
+				failures = append(failures, fmt.Errorf("moving access key %s to generation %d: %w", id, to, err))
+			}
+			after = id
+			s.succession.moved.Inc()
+			s.pace(ctx, 1)
+		}
+		if len(found) < atATime {
+			break
+		}
+	}
+	return errors.Join(failures...)
+}
+
+func (s *Service) moveAccessKey(ctx context.Context, id string, to uint32) error {
+	k, err := s.db.AccessKey(ctx, id)
+	if err != nil {
+		return err
+	}
+	if k.Secret, err = s.domain.Rewrap(ctx, k.Secret, to); err != nil {
+		return err
+	}
+	change := s.db.NewChange()
+	if err := change.UpdateAccessKey(ctx, k); err != nil {
+		return fmt.Errorf("sealing: %w", err)
+	}
+	event := s.serviceEvent("RewrapAccessKey", k.Account, "", "", stringMember("accessKeyId", k.ID), s.now().UTC())
+	event.Resources = nil
+	_, err = s.audit.Commit(ctx, event, change)
+	return err
+}
+
+// succession counts what succeed has done on this host.
+type succession struct{ moved, resealed prometheus.Counter }
+
+func newSuccession(metrics prometheus.Registerer) (*succession, error) {
+	c := &succession{
+		moved: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trent_domain_rewrapped_total",
+			Help: "Wrapped keys that this host has moved to the active generation of the domain keys.",
+		}),
+		resealed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "trent_domain_resealed_total",
+			Help: "Rows that this host has given a MAC of the active generation.",
+		}),
+	}
+	if metrics == nil {
+		return c, nil
+	}
+	for _, counter := range []prometheus.Counter{c.moved, c.resealed} {
+		if err := metrics.Register(counter); err != nil {
+			return nil, fmt.Errorf("registering metrics of the domain keys: %w", err)
+		}
+	}
+	return c, nil
+}

@@ -1,0 +1,135 @@
+package softhsmtest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/trent-kms/trent/internal/softhsm"
+	"github.com/trent-kms/trent/internal/testenv"
+)
+
+// killedDomain runs a `trent domain` command that dies at point.
+func (d *deployment) killedDomain(t *testing.T, point string, args ...string) {
+	t.Helper()
+	cmd := d.command(t, append([]string{"domain"}, args...)...)
+	cmd.Env = append(cmd.Env, "TRENT_FAILPOINT="+point)
+	out, err := cmd.CombinedOutput()
+	if err == nil || cmd.ProcessState.String() != "signal: killed" {
+		t.Fatalf("trent domain %s outlived %s: %v\n%s", strings.Join(args, " "), point, err, out)
+	}
+}
+
+// TestCrashInDomainRotation: a rotation of the domain keys that was killed at any
+// durable step can be run again, and leaves nothing double or half-made.
+func TestCrashInDomainRotation(t *testing.T) {
+	d := newDeployment(t, "failpoint")
+	d.serve(t)
+	c := d.client(t)
+	key := createKey(t, c)
+	blob := encrypt(t, c, *key.KeyId, marker, nil)
+	for _, point := range []string{
+		"generation.domainkey.aes", "generation.domainkey.generic", "generation.domainkey.private",
+		"generation.mackey", "generation.made", "generation.recorded",
+	} {
+		d.killedDomain(t, point, "rotate", "--no-wait") // goes on where the one before was killed
+	}
+	d.mustDomain(t, "rotate", "--no-wait")
+	all := d.generations(t)
+	if len(all) != 2 || all[1].State != "active" || all[2].State != "created" || all[2].OnToken != "whole" {
+		t.Fatalf("%+v", all)
+	}
+	// One that was never active can be discarded; its number is not used again.
+	for _, point := range []string{
+		"generation.retiring", "generation.destroyed.domain-key-aes", "generation.destroyed.domain-key-generic",
+		"generation.destroyed.domain-key-private", "generation.destroyed.mac",
+	} {
+		d.killedDomain(t, point, "retire", "--generation", "2")
+	}
+	d.mustDomain(t, "retire", "--generation", "2")
+	d.mustDomain(t, "rotate", "--no-wait")
+	d.mustDomain(t, "confirm-backup", "--generation", "3")
+	d.killedDomain(t, "generation.activated", "activate", "--generation", "3")
+	d.mustDomain(t, "activate", "--generation", "3")
+	all = d.generations(t)
+	if len(all) != 3 || all[1].State != "superseded" || all[2].State != "destroyed" || all[2].OnToken != "" || all[3].State != "active" {
+		t.Fatalf("%+v", all)
+	}
+	d.followed(t, 3, c)
+	wantDecrypt(t, c, blob, marker, nil)
+	d.wantChains(t)
+}
+
+// TestRestoreDrill: from a dump of the database and a backup of the HSM alone
+// (for SoftHSM, a copy of the token's folder), on another machine's token
+// folder and another Postgres database, everything that was encrypted before
+// decrypts, under every generation.
+func TestRestoreDrill(t *testing.T) {
+	d := newDeployment(t, "")
+	d.extra = append(d.extra, "TRENT_SO_PIN="+officerPIN)
+	d.serve(t)
+	c := d.client(t)
+	var blobs [][]byte
+	keep := func() {
+		key := createKey(t, c)
+		blobs = append(blobs, encrypt(t, c, *key.KeyId, marker, nil))
+	}
+	keep()
+	d.rotated(t, "2")
+	d.followed(t, 2, c)
+	keep()
+	d.rotated(t, "3", "--profile", "trusted")
+	d.followed(t, 3, c)
+	keep()
+
+	restored := d.restore(t)
+	restored.serve(t)
+	for i, blob := range blobs {
+		wantDecrypt(t, restored.client(t), blob, marker, nil)
+		if i == 0 {
+			createKey(t, restored.client(t))
+		}
+	}
+	if all := restored.generations(t); all[1].OnToken != "whole" || all[2].OnToken != "whole" || all[3].State != "active" {
+		t.Errorf("%+v", all)
+	}
+	restored.wantChains(t)
+
+	// The token of before the last rotation is not enough, and says so.
+	old := d.restore(t)
+	before := filepath.Join(old.dir, "tokens")
+	if err := os.RemoveAll(before); err != nil {
+		t.Fatal(err)
+	}
+	folder, err := softhsm.Open(old.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := folder.InitToken(t.Context(), old.label, []byte(officerPIN), []byte(userPIN)); err != nil {
+		t.Fatal(err)
+	}
+	old.refusedDomain(t, "restore the token from its backup", "status")
+}
+
+// restore brings a dump of the database and a copy of the token's folder to
+// another place.
+func (d *deployment) restore(t *testing.T) *deployment {
+	t.Helper()
+	r := prepare(t, testenv.Postgres(t))
+	r.endWith(t)
+	r.admin, r.extra = d.admin, d.extra
+	dump := filepath.Join(r.dir, "dump.sql")
+	for _, args := range [][]string{
+		{testenv.Program(t, "pg_dump"), "--no-owner", "--file", dump, d.database},
+		{testenv.Program(t, "psql"), "--quiet", "--set", "ON_ERROR_STOP=1", "--file", dump, r.database},
+		{"rm", "-r", filepath.Join(r.dir, "tokens")},
+		{"cp", "-a", filepath.Join(d.dir, "tokens"), filepath.Join(r.dir, "tokens")},
+	} {
+		if out, err := exec.CommandContext(t.Context(), args[0], args[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v\n%s", strings.Join(args[:1], " "), err, out)
+		}
+	}
+	return r
+}
