@@ -185,10 +185,15 @@ class Errors(unittest.TestCase):
         with self.assertRaises(kms.exceptions.IncorrectKeyException):
             kms.decrypt(CiphertextBlob=bytes(blob), KeyId=new_key()["KeyId"])
 
+    def test_multi_region(self):
+        key = kms.create_key(MultiRegion=True)["KeyMetadata"]
+        self.assertRegex(key["KeyId"], "^mrk-[0-9a-f]{32}$")
+        self.assertEqual(key["MultiRegionConfiguration"]["MultiRegionKeyType"], "PRIMARY")
+        self.assertEqual(key["MultiRegionConfiguration"]["ReplicaKeys"], [])
+
     def test_unsupported(self):
         key = new_key()["KeyId"]
         for call, args in (
-            (kms.create_key, {"MultiRegion": True}),
             (kms.create_key, {"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}),
             (kms.describe_custom_key_stores, {}),
             (kms.get_public_key, {"KeyId": key}),
