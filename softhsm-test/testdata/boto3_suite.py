@@ -197,9 +197,18 @@ class Errors(unittest.TestCase):
             (kms.create_key, {"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}),
             (kms.describe_custom_key_stores, {}),
             (kms.get_public_key, {"KeyId": key}),
-            (kms.create_grant, {"KeyId": key, "GranteePrincipal": ACCOUNT, "Operations": ["Encrypt"]}),
         ):
             self.assertCode("UnsupportedOperationException", call, **args)
+
+    def test_grants(self):
+        key = new_key()["KeyId"]
+        grantee = "arn:aws:iam::%s:user/app" % ACCOUNT
+        made = kms.create_grant(KeyId=key, GranteePrincipal=grantee, Operations=["Encrypt"], Name="app")
+        listed = kms.list_grants(KeyId=key)["Grants"]
+        self.assertEqual([g["GrantId"] for g in listed], [made["GrantId"]])
+        self.assertEqual(listed[0]["Operations"], ["Encrypt"])
+        kms.revoke_grant(KeyId=key, GrantId=made["GrantId"])
+        self.assertEqual(kms.list_grants(KeyId=key)["Grants"], [])
 
     def test_credentials(self):
         wrong = client(aws_secret_access_key="x" * 40, aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"])
