@@ -72,10 +72,12 @@ func (d *deployment) generations(t testing.TB) map[int64]generationStatus {
 // until waits for what the background work does.
 func (d *deployment) until(t testing.TB, what string, done func(map[int64]generationStatus) bool) {
 	t.Helper()
-	deadline := time.Now().Add(90 * time.Second)
+	began := time.Now()
+	deadline := began.Add(90 * time.Second)
 	for {
 		all := d.generations(t)
 		if done(all) {
+			t.Logf("%s took %s", what, time.Since(began).Round(100*time.Millisecond))
 			return
 		}
 		if time.Now().After(deadline) {
@@ -154,8 +156,14 @@ func (d *deployment) rotated(t *testing.T, number string, args ...string) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(300 * time.Millisecond) {
-		if _, err := d.domain(t, "confirm-backup", "--generation", number, "--operator", "A. Officer"); err == nil {
+	// Not before: SoftHSM may refuse one of two processes that log in at the
+	// same instant.
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		var made bool
+		if err := d.pool.QueryRow(t.Context(), "SELECT EXISTS (SELECT FROM domain_generations WHERE number::text = $1)", number).Scan(&made); err != nil {
+			t.Fatal(err)
+		}
+		if made {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -163,6 +171,7 @@ func (d *deployment) rotated(t *testing.T, number string, args ...string) {
 			t.Fatalf("the generation was not made in 30 s: %v\n%s", <-ended, &out)
 		}
 	}
+	d.mustDomain(t, "confirm-backup", "--generation", number, "--operator", "A. Officer")
 	select {
 	case err := <-ended:
 		if err != nil {

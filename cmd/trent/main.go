@@ -21,13 +21,14 @@ import (
 type cli struct {
 	Config string `env:"TRENT_CONFIG" placeholder:"FILE" type:"path" help:"Configuration file (TOML): each setting under its flag's name. The default is ${configFile} if that exists, and none for dev."`
 
-	Serve   serveCmd        `cmd:"" help:"Serve the API to AWS clients."`
-	Dev     devCmd          `cmd:"" help:"Run everything on this machine for development: a SoftHSM token, a private Postgres and the service."`
-	Init    initCmd         `cmd:"" help:"Set up an empty token and an empty database, and make the first administrator."`
-	Domain  domainCmd       `cmd:"" help:"Rotate and look after the domain keys, under which all keys are wrapped."`
-	Doctor  doctorCmd       `cmd:"" help:"Say what token and database were found, and what is missing."`
-	Token   softhsmTokenCmd `cmd:"" name:"softhsm-token" hidden:"" help:"Make a SoftHSM token."`
-	Version versionCmd      `cmd:"" help:"Print the version."`
+	Serve    serveCmd        `cmd:"" help:"Serve the API to AWS clients."`
+	Dev      devCmd          `cmd:"" help:"Run everything on this machine for development: a SoftHSM token, a private Postgres and the service."`
+	Init     initCmd         `cmd:"" help:"Set up an empty token and an empty database, and make the first administrator."`
+	Domain   domainCmd       `cmd:"" help:"Rotate and look after the domain keys, under which all keys are wrapped."`
+	Ceremony ceremonyCmd     `cmd:"" help:"Lead through set-up, backup and recovery, with a transcript for auditors."`
+	Doctor   doctorCmd       `cmd:"" help:"Say what token and database were found, and what is missing."`
+	Token    softhsmTokenCmd `cmd:"" name:"softhsm-token" hidden:"" help:"Make a SoftHSM token."`
+	Version  versionCmd      `cmd:"" help:"Print the version."`
 }
 
 const description = `Trent answers the AWS KMS API with keys that live in a PKCS#11 HSM.

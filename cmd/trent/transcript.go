@@ -1,0 +1,129 @@
+package main
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"strings"
+	"time"
+)
+
+// transcript is what an auditor gets of a ceremony: each step with its time,
+// what was shown, and what the people present answered. Secrets never pass
+// through it. It ends in a digest of itself, to be signed on paper.
+type transcript struct {
+	in   *bufio.Scanner
+	out  io.Writer
+	file *os.File
+	sum  hash.Hash
+	step int
+}
+
+// errAbandoned ends a ceremony at which somebody said no.
+var errAbandoned = errors.New("the ceremony was abandoned: what was done is in the transcript; run it again to go on")
+
+func openTranscript(path string, in io.Reader, out io.Writer) (*transcript, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return nil, fmt.Errorf("%s exists: a transcript is never written over; name another file with --transcript", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the transcript: %w", err)
+	}
+	return &transcript{in: bufio.NewScanner(in), out: out, file: file, sum: sha256.New()}, nil
+}
+
+// line writes one line to the transcript, on disk before the next step.
+func (t *transcript) line(kind, text string) error {
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' '
+		}
+		return r
+	}, text)
+	line := fmt.Sprintf("%s  %2d  %-8s  %s\n", time.Now().UTC().Format(time.RFC3339), t.step, kind, text)
+	t.sum.Write([]byte(line))
+	_, err := t.file.WriteString(line)
+	if err == nil {
+		err = t.file.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("writing the transcript: %w", err)
+	}
+	return nil
+}
+
+// begin is the heading of a step.
+func (t *transcript) begin(title string) error {
+	t.step++
+	_, _ = fmt.Fprintf(t.out, "\n%d. %s\n", t.step, title)
+	return t.line("step", title)
+}
+
+// fact records what was found or done, and shows it.
+func (t *transcript) fact(format string, args ...any) error {
+	text := fmt.Sprintf(format, args...)
+	_, _ = fmt.Fprintf(t.out, "   %s\n", text)
+	return t.line("fact", text)
+}
+
+// ask wants an answer in words.
+func (t *transcript) ask(question string) (string, error) {
+	for {
+		_, _ = fmt.Fprintf(t.out, "   %s\n   > ", question)
+		if !t.in.Scan() {
+			return "", errors.Join(errAbandoned, t.line("end", "no answer to: "+question))
+		}
+		if answer := strings.TrimSpace(t.in.Text()); answer != "" {
+			return answer, errors.Join(t.line("question", question), t.line("answer", answer))
+		}
+	}
+}
+
+// agree wants a yes.
+func (t *transcript) agree(statement string) error {
+	answer, err := t.ask(statement + " (yes or no)")
+	if err == nil && !strings.EqualFold(answer, "yes") {
+		return errors.Join(errAbandoned, t.line("end", "not agreed to: "+statement))
+	}
+	return err
+}
+
+// compare has somebody type, from another source, the end of what is shown
+// here. A yes would be typed unread.
+func (t *transcript) compare(what, value, source string) error {
+	const length = 6
+	want := value[max(0, len(value)-length):]
+	for range 3 {
+		answer, err := t.ask(fmt.Sprintf("Type the last %d characters of %s, as read from %s.", len(want), what, source))
+		if err != nil {
+			return err
+		}
+		if strings.EqualFold(answer, want) {
+			return t.fact("%s is %s, as read from %s", what, value, source)
+		}
+		if err := t.fact("that is not how %s ends here", what); err != nil {
+			return err
+		}
+	}
+	return errors.Join(errAbandoned, t.line("end", what+" does not agree"))
+}
+
+// close ends the transcript with its digest; cause is what the ceremony came to.
+func (t *transcript) close(cause error) error {
+	end := "the ceremony is complete"
+	if cause != nil {
+		end = "the ceremony did not come to its end: " + cause.Error()
+	}
+	err := t.line("end", end)
+	digest := hex.EncodeToString(t.sum.Sum(nil))
+	_, writeErr := fmt.Fprintf(t.file, "SHA-256 of the lines above: %s\n", digest)
+	err = errors.Join(cause, err, writeErr, t.file.Close())
+	_, _ = fmt.Fprintf(t.out, "\nThe transcript is in %s.\nThose present sign its SHA-256: %s\n", t.file.Name(), digest)
+	return err
+}

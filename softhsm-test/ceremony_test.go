@@ -1,0 +1,199 @@
+package softhsmtest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/trent-kms/trent/internal/testenv"
+)
+
+// A typed answer is what an officer types at a prompt that contains a text.
+type typed struct{ prompt, text string }
+
+// officer runs a ceremony and types the first answer whose prompt is asked,
+// once the prompt is there. It returns what stood on the screen.
+func (d *deployment) officer(t *testing.T, answers []typed, args ...string) (screen string, err error) {
+	t.Helper()
+	cmd := d.command(t, append([]string{"ceremony"}, args...)...)
+	keyboard := must(cmd.StdinPipe())(t)
+	display := must(cmd.StdoutPipe())(t)
+	var log strings.Builder
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var seen strings.Builder
+	answered, buf := 0, make([]byte, 4096)
+	for {
+		n, readErr := display.Read(buf)
+		seen.Write(buf[:n])
+		if new := seen.String()[answered:]; strings.HasSuffix(new, "\n   > ") {
+			answered = seen.Len()
+			lines := strings.Split(strings.TrimSuffix(new, "\n   > "), "\n")
+			text := answerTo(t, answers, lines[len(lines)-1], new)
+			if text == "" {
+				_ = keyboard.Close()
+			} else if _, err := io.WriteString(keyboard, text+"\n"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if readErr != nil {
+			break
+		}
+	}
+	err = cmd.Wait()
+	return seen.String() + log.String(), err
+}
+
+var shownInRehearsal = regexp.MustCompile(`shows ([0-9a-f-]+)\.\)`)
+
+func answerTo(t *testing.T, answers []typed, prompt, screen string) string {
+	t.Helper()
+	for _, a := range answers {
+		if !strings.Contains(prompt, a.prompt) {
+			continue
+		}
+		if shown := shownInRehearsal.FindStringSubmatch(screen); a.text == "SHOWN" && shown != nil {
+			return shown[1][len(shown[1])-6:]
+		}
+		return a.text
+	}
+	t.Errorf("unexpected prompt %q", prompt)
+	return ""
+}
+
+func (d *deployment) serial(t *testing.T) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), testenv.Program(t, "softhsm2-util"), "--show-slots")
+	cmd.Env = append(os.Environ(), "SOFTHSM2_CONF="+d.conf)
+	out := must(cmd.Output())(t)
+	found := regexp.MustCompile(`Serial number:\s+([0-9a-f]+)`).FindSubmatch(out)
+	if found == nil {
+		t.Fatalf("no serial number:\n%s", out)
+	}
+	return string(found[1])
+}
+
+func routine(serial, deployment string) []typed {
+	return []typed{
+		{"Who is present", "A. Officer (security officer), B. Witness (auditor)"},
+		{"last 6 characters of the token's serial", serial},
+		{"last 6 characters of the deployment's id", deployment},
+		{"What is the backup called", "backup-1, encrypted stick 7, safe in room 12"},
+		{"How was it checked", "restored to the spare device"},
+		{"(yes or no)", "yes"},
+	}
+}
+
+// wantTranscript demands that the file is what an auditor can check, and holds
+// no secret.
+func wantTranscript(t *testing.T, path string, wants []string, secrets ...string) string {
+	t.Helper()
+	text := string(must(os.ReadFile(path))(t))
+	body, digest, found := strings.Cut(text, "SHA-256 of the lines above: ")
+	sum := sha256.Sum256([]byte(body))
+	if !found || strings.TrimSpace(digest) != hex.EncodeToString(sum[:]) {
+		t.Errorf("the transcript's digest is not that of its lines:\n%s", text)
+	}
+	for _, want := range wants {
+		if !strings.Contains(text, want) {
+			t.Errorf("the transcript lacks %q:\n%s", want, text)
+		}
+	}
+	for _, secret := range secrets {
+		if secret == "" || strings.Contains(text, secret) {
+			t.Errorf("a secret is in the transcript, or unknown")
+		}
+	}
+	for _, line := range strings.Split(strings.TrimSpace(body), "\n") {
+		if !regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ  [ \d]\d  \w+ `).MatchString(line) {
+			t.Errorf("a line of another form: %q", line)
+		}
+	}
+	return text
+}
+
+var transcribedID = regexp.MustCompile(`deployment ([0-9a-f-]{36})`)
+
+// TestCeremony holds set-up, backup and recovery as officers do.
+func TestCeremony(t *testing.T) {
+	d := prepare(t, testenv.Postgres(t))
+	d.endWith(t)
+	serial := d.serial(t)
+	at := func(name string) string { return filepath.Join(d.dir, name) }
+	setup := func(transcript string, answers []typed) (string, error) {
+		return d.officer(t, answers, "setup", "--credentials", at("admin.env"), "--transcript", at(transcript))
+	}
+	// Another token than the one that they hold in their hands.
+	if screen, err := setup("wrong.txt", routine("ffffff", "")); err == nil || !strings.Contains(screen, "abandoned") {
+		t.Errorf("a serial number that does not agree: %v\n%s", err, screen)
+	}
+	if text := wantTranscript(t, at("wrong.txt"), []string{"does not agree"}, userPIN); strings.Contains(text, "The domain keys") {
+		t.Error("keys were made on a token that was not recognised")
+	}
+	no := append([]typed{{"are to be made on this token now", "no"}}, routine(serial[len(serial)-6:], "")...)
+	if screen, err := setup("no.txt", no); err == nil || !strings.Contains(screen, "abandoned") {
+		t.Errorf("a no: %v\n%s", err, screen)
+	}
+	// Interrupted after the keys were made, and run again.
+	gone := append([]typed{{"What is the backup called", ""}}, routine(serial[len(serial)-6:], "")...)
+	if screen, err := setup("interrupted.txt", gone); err == nil {
+		t.Errorf("an interrupted set-up succeeded:\n%s", screen)
+	}
+	screen, err := setup("setup.txt", routine(serial[len(serial)-6:], ""))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, screen)
+	}
+	credentials := must(os.ReadFile(at("admin.env")))(t)
+	d.admin = secretKey{string(accessKeyID.Find(credentials)), string(accessKey.FindSubmatch(credentials)[1])}
+	text := wantTranscript(t, at("setup.txt"), []string{
+		"B. Witness (auditor)", "the token's serial number is " + serial, "generation 1: active, locked; on this token: whole",
+		"encrypted stick 7", "confirmed for generation 1", "the ceremony is complete",
+	}, userPIN, officerPIN, d.admin.Secret)
+	if screen, err := setup("setup.txt", nil); err == nil || !strings.Contains(screen, "never written over") {
+		t.Errorf("a transcript was written over: %v\n%s", err, screen)
+	}
+	d.serve(t)
+	c := d.client(t)
+	key := createKey(t, c)
+	blob := encrypt(t, c, *key.KeyId, marker, nil)
+	d.mustDomain(t, "rotate", "--no-wait")
+	if screen, err := d.officer(t, routine("", ""), "backup", "--transcript", at("backup.txt")); err != nil {
+		t.Fatalf("%v\n%s", err, screen)
+	}
+	wantTranscript(t, at("backup.txt"), []string{"confirmed for generation 2"})
+	d.mustDomain(t, "activate", "--generation", "2")
+
+	restored := d.restore(t)
+	id := transcribedID.FindStringSubmatch(text)[1]
+	screen, err = restored.officer(t, routine("", id[len(id)-6:]), "recovery", "--transcript", at("recovery.txt"))
+	if err != nil {
+		t.Fatalf("%v\n%s", err, screen)
+	}
+	wantTranscript(t, at("recovery.txt"), []string{"access key " + d.admin.ID + " of admin opens", "generation 2: active"}, d.admin.Secret)
+	restored.serve(t)
+	wantDecrypt(t, restored.client(t), blob, marker, nil)
+}
+
+// TestCeremonyRehearsal needs nothing but the programs.
+func TestCeremonyRehearsal(t *testing.T) {
+	dir := t.TempDir()
+	d := &deployment{dir: dir}
+	cmd := []string{"rehearsal", "--transcript", filepath.Join(dir, "rehearsal.txt")}
+	screen, err := d.officer(t, routine("SHOWN", "SHOWN"), cmd...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, screen)
+	}
+	wantTranscript(t, filepath.Join(dir, "rehearsal.txt"), []string{"THIS IS A REHEARSAL", "confirmed for generation 1", "of admin opens", "the ceremony is complete"})
+	folder := regexp.MustCompile(`/\S*trent-rehearsal-\w+`).FindString(screen)
+	if _, err := os.Stat(folder); folder == "" || !os.IsNotExist(err) {
+		t.Errorf("the rehearsal left its folder %q: %v", folder, err)
+	}
+}
