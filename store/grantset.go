@@ -113,6 +113,7 @@ func (db *DB) pagesOf(ctx context.Context, k Key, versions map[int32]int64, numb
 	if len(numbers) == 0 {
 		return nil, nil
 	}
+	slices.Sort(numbers)
 	found, err := load[grantPage](ctx, db, grantPageSQL.selectAll+`
 		WHERE account = $1 AND region = $2 AND key_id = $3 AND number = ANY($4) ORDER BY number`,
 		k.Account, k.Region, k.ID, numbers)
@@ -120,8 +121,12 @@ func (db *DB) pagesOf(ctx context.Context, k Key, versions map[int32]int64, numb
 		return nil, err
 	}
 	current := len(found) == len(numbers)
-	for _, p := range found {
-		current = current && p.Version == versions[p.Number] && len(p.Members)%grantIDSize == 0
+	for i := 0; current && i < len(found); i++ {
+		p := &found[i]
+		if err := db.wasAskedFor(p, equal{"account", k.Account}, equal{"region", k.Region}, equal{"key_id", k.ID}); err != nil {
+			return nil, err
+		}
+		current = p.Number == numbers[i] && p.Version == versions[p.Number] && len(p.Members)%grantIDSize == 0
 	}
 	if !current {
 		return nil, db.grantsDiffer(ctx, k)
