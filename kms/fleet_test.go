@@ -26,14 +26,15 @@ type fleet struct {
 	domain  *hsm.Domain
 	id      [16]byte
 	admin   string // access key id
-	ahead   atomic.Int64
+	region  string // that calls are signed for
+	ahead   *atomic.Int64
 	started time.Time
 }
 
 // newFleet initialises a token and a database.
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
-	f := &fleet{url: testenv.Postgres(t), started: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
+	f := &fleet{url: testenv.Postgres(t), region: testRegion, ahead: new(atomic.Int64), started: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
 	tok := testenv.SoftHSM(t)
 	var err error
 	f.token, err = hsm.Open(t.Context(), hsm.Config{Module: tok.Module, TokenLabel: tok.Label, PIN: hsm.NewPIN([]byte(tok.PIN))})
@@ -92,7 +93,7 @@ func (f *fleet) host(t *testing.T, name string) *Service {
 	t.Cleanup(func() { _ = writer.Close(context.Background()) })
 	s, err := New(Config{
 		Domain: f.domain, Token: f.token, DB: db, Audit: writer, Account: testAccount, Partition: "aws",
-		Regions: []string{testRegion}, Now: f.now, Logger: log,
+		Regions: []string{testRegion, awayRegion, thirdRegion}, Now: f.now, Logger: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -106,7 +107,7 @@ var requests atomic.Int64
 func do[In, Out any](f *fleet, s *Service, name string, run func(*Service, context.Context, *Call, *In) (*Out, error), in *In) (*Out, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	call, err := s.Begin(ctx, s.Head(), sigv4.Identity{AccessKeyID: f.admin, Region: testRegion})
+	call, err := s.Begin(ctx, s.Head(), sigv4.Identity{AccessKeyID: f.admin, Region: f.region})
 	if err != nil {
 		return nil, err
 	}

@@ -39,7 +39,6 @@ func TestUnsupportedOptions(t *testing.T) {
 		return func() error { _, err := c.CreateKey(ctx, &in); return err }
 	}
 	for name, do := range map[string]func() error{
-		"multi-region":     create(kms.CreateKeyInput{MultiRegion: aws.Bool(true)}),
 		"CloudHSM origin":  create(kms.CreateKeyInput{Origin: types.OriginTypeAwsCloudhsm, CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
 		"custom key store": create(kms.CreateKeyInput{CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
 		"external store":   create(kms.CreateKeyInput{Origin: types.OriginTypeExternalKeyStore, XksKeyId: aws.String("k"), CustomKeyStoreId: aws.String("cks-1234567890abcdef0")}),
