@@ -98,6 +98,11 @@ func (k *Key) setPageVersions(versions map[int32]int64) {
 	}
 }
 
+// firstPageVersion is where the versions of k's pages begin. A replica key that
+// is deleted and made again has the name of the one before: did they begin
+// alike, old pages could be put back with the old key's grants.
+func (k *Key) firstPageVersion() int64 { return max(1, k.Created.UnixMicro()) }
+
 // decodeGrantID returns the octets of an id, and the number of its page.
 func decodeGrantID(id string) (raw []byte, number int32, err error) {
 	raw, err = hex.DecodeString(id)
@@ -215,6 +220,9 @@ func (c *Change) changeGrants(ctx context.Context, k Key, id string, add bool) e
 		return c.db.grantsDiffer(ctx, k)
 	}
 	versions[number] = page.Version + 1
+	if page.Version == 0 {
+		versions[number] = k.firstPageVersion()
+	}
 	k.setPageVersions(versions)
 	k.GrantCount += map[bool]int32{true: 1, false: -1}[add]
 	// The key's row first: who loses the race for it writes nothing else.
@@ -223,7 +231,8 @@ func (c *Change) changeGrants(ctx context.Context, k Key, id string, add bool) e
 		return err
 	}
 	if page.Version == 0 {
-		return c.insert(ctx, &page, &page.Version, grantPageSQL)
+		page.Version = versions[number]
+		return c.insertAsIs(ctx, &page, grantPageSQL)
 	}
 	return c.update(ctx, &page, &page.Version, grantPageSQL)
 }
