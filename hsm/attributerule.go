@@ -40,18 +40,15 @@ type attributeRule struct {
 	try                   func(*session) error
 }
 
-// Names of rules that verdicts look at.
-const (
-	ruleUnwrapTemplate  = "unwrap templates bind whoever unwraps"
-	ruleWrapWithTrusted = "WRAP_WITH_TRUSTED keys are wrapped by trusted keys only"
-)
+// ruleWrapWithTrusted is the name of a rule that a verdict looks at.
+const ruleWrapWithTrusted = "WRAP_WITH_TRUSTED keys are wrapped by trusted keys only"
 
 var attributeRules = []attributeRule{
 	{"SENSITIVE keys cannot be read", "keys would lie open", true, true, (*session).trySensitive},
 	{"SENSITIVE cannot be turned off", "keys would lie open", true, true, (*session).trySensitiveOff},
 	{"keys that are not EXTRACTABLE cannot be wrapped", "keys in use could be taken out", true, true, (*session).tryWrapUnextractable},
 	{"EXTRACTABLE cannot be turned on again", "keys in use could be taken out", true, true, (*session).tryExtractableOn},
-	{ruleUnwrapTemplate, "whoever holds the PIN could unwrap backing keys as readable objects", true, true, (*session).tryUnwrapTemplate},
+	{"unwrap templates bind whoever unwraps", "whoever holds the PIN could unwrap backing keys as readable objects", true, true, (*session).tryUnwrapTemplate},
 	{"keys that are not MODIFIABLE stay as they are", "a PIN holder could give keys in use further uses", true, false, (*session).tryModify},
 	{ruleWrapWithTrusted, "a PIN holder can take out keys that he makes himself, and there is no trusted profile of domain keys", false, false, (*session).tryWrapWithTrusted},
 	{"unwrapped keys can be held to their mechanisms", "a PIN holder can use keys in use with every mechanism of their type", false, false, (*session).tryMechanismsOnUnwrap},
@@ -109,15 +106,27 @@ func (s *session) throwAwayKey(changed ...*pkcs11.Attribute) (pkcs11.ObjectHandl
 	return key, deviceError("generating a throw-away key", err)
 }
 
-// mustRefuse turns a call's success into errBroken.
-func mustRefuse(what string, err error) error {
+// mustRefuse turns a call's success into errBroken, and its refusal into nil.
+// A device that is ill, or a session that is lost, has refused nothing.
+func (s *session) mustRefuse(what string, err error) error {
 	if err == nil {
 		return fmt.Errorf("%s succeeds: %w", what, errBroken)
 	}
-	if _, ok := codeOf(err); ok {
-		return nil
+	code, ok := codeOf(err)
+	if !ok {
+		return err
 	}
-	return err
+	switch classify(code) {
+	case classOther, classForged:
+		return nil
+	case classData: // some say no by these codes: believe a device that works
+		key, ill := s.throwAwayKey()
+		if ill == nil {
+			s.destroy(key)
+			return nil
+		}
+	}
+	return deviceError(what, err)
 }
 
 func (s *session) trySensitive() error {
@@ -129,10 +138,18 @@ func (s *session) trySensitive() error {
 	out := make([]byte, aesKeySize)
 	defer clear(out)
 	length, code := s.t.module.native.attribute(s.handle, key, pkcs11.CKA_VALUE, out)
-	if code == pkcs11.CKR_OK && length > 0 {
-		return fmt.Errorf("reading CKA_VALUE succeeds: %w", errBroken)
+	if code == pkcs11.CKR_OK && length == 0 {
+		return nil // as much as it shows is nothing
 	}
-	return nil
+	return s.mustRefuse("reading CKA_VALUE", answered("reading CKA_VALUE", code))
+}
+
+// answered is the error of a native call.
+func answered(doing string, code uint) error {
+	if code == pkcs11.CKR_OK {
+		return nil
+	}
+	return &DeviceError{Doing: doing, Code: code}
 }
 
 func (s *session) trySensitiveOff() error {
@@ -151,14 +168,14 @@ func (s *session) tryTurning(to *pkcs11.Attribute, with ...*pkcs11.Attribute) er
 		return err
 	}
 	defer s.destroy(key)
-	if err := mustRefuse("C_SetAttributeValue", p11.SetAttributeValue(s.handle, key, []*pkcs11.Attribute{to})); err != nil {
+	if err := s.mustRefuse("C_SetAttributeValue", p11.SetAttributeValue(s.handle, key, []*pkcs11.Attribute{to})); err != nil {
 		return err
 	}
 	made, err := p11.CopyObject(s.handle, key, []*pkcs11.Attribute{to})
 	if err == nil {
 		defer s.destroy(made)
 	}
-	return mustRefuse("C_CopyObject", err)
+	return s.mustRefuse("C_CopyObject", err)
 }
 
 func (s *session) tryModify() error {
@@ -186,7 +203,7 @@ func (s *session) tryWrapping(with ...*pkcs11.Attribute) error {
 	}
 	defer s.destroy(key)
 	_, err = s.wrap(classAES, wrapper, key)
-	return mustRefuse("C_WrapKey", err)
+	return s.mustRefuse("C_WrapKey", err)
 }
 
 // wrappedThrowAway makes a wrapping key with further attributes, and a key
@@ -226,7 +243,7 @@ func (s *session) tryUnwrapTemplate() error {
 		if err == nil {
 			s.destroy(object)
 		}
-		if err := mustRefuse("C_UnwrapKey", err); err != nil {
+		if err := s.mustRefuse("C_UnwrapKey", err); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package hsm
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -70,5 +71,84 @@ func TestBrokenRules(t *testing.T) {
 		if err := d.t.onKeeper(t.Context(), try); !errors.Is(err, errBroken) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestRefusals: a rule holds by what the device refuses, not by what fails on
+// a device that is ill.
+func TestRefusals(t *testing.T) {
+	d := newDomain(t, nil)
+	got := map[uint]error{}
+	if err := d.t.onKeeper(t.Context(), func(s *session) error {
+		for _, code := range []uint{
+			pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_KEY_UNEXTRACTABLE, pkcs11.CKR_ATTRIBUTE_SENSITIVE, pkcs11.CKR_GENERAL_ERROR,
+			pkcs11.CKR_DEVICE_ERROR, pkcs11.CKR_DEVICE_MEMORY, pkcs11.CKR_SESSION_HANDLE_INVALID, pkcs11.CKR_USER_NOT_LOGGED_IN,
+		} {
+			got[code] = s.mustRefuse("trying", pkcs11.Error(code))
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for code, err := range got {
+		ill := classify(code) != classOther && classify(code) != classData
+		if (err != nil) != ill || errors.Is(err, errBroken) {
+			t.Errorf("%s: %v", codeName(code), err)
+		}
+	}
+	if err := (*session)(nil).mustRefuse("trying", nil); !errors.Is(err, errBroken) {
+		t.Errorf("what succeeds: %v", err)
+	}
+}
+
+// TestVerdictsNeedEvidence: what was not tried does not work.
+func TestVerdictsNeedEvidence(t *testing.T) {
+	works := func(r Report) (features []string) {
+		r.conclude()
+		for _, v := range r.Verdicts {
+			if v.Verdict == VerdictWorks {
+				features = append(features, v.Feature)
+			}
+		}
+		return features
+	}
+	if features := works(Report{}); len(features) != 0 {
+		t.Errorf("without having been tried works %q", features)
+	}
+	tried := Report{RecoveredIn: "1ms"}
+	for _, rule := range attributeRules {
+		tried.Rules = append(tried.Rules, RuleCheck{Name: rule.name, Result: RuleHolds})
+	}
+	all := len(works(tried))
+	for i, rule := range attributeRules {
+		if !rule.endangers {
+			continue
+		}
+		tried.Rules[i].Result = RuleBroken
+		if n := len(works(tried)); n != all-1 {
+			t.Errorf("although it is broken that %s, %d of %d features work", rule.name, n, all)
+		}
+		tried.Rules[i].Result = RuleHolds
+	}
+}
+
+// TestUntriedAnswers: a device that could not be asked has not answered wrongly.
+func TestUntriedAnswers(t *testing.T) {
+	d := newDomain(t, nil)
+	defer func(was []knownAnswer) { knownAnswers = was }(knownAnswers)
+	knownAnswers = []knownAnswer{
+		{"ill", "", func(*session) error { return &DeviceError{Doing: "encrypting", Code: pkcs11.CKR_HOST_MEMORY} }},
+		{"wrong", "", func(*session) error { return errWrongAnswer }},
+		{"none", "", func(*session) error { return &DeviceError{Doing: "encrypting", Code: pkcs11.CKR_MECHANISM_INVALID} }},
+	}
+	var r Report
+	r.tryAnswers(t.Context(), d.t)
+	for i, want := range []string{AnswerRefused, AnswerWrong, AnswerRefused} {
+		if r.Answers[i].Result != want {
+			t.Errorf("%s: %+v, want %s", r.Answers[i].Name, r.Answers[i], want)
+		}
+	}
+	if len(r.Findings) != 2 || r.Usable() || strings.Contains(r.Findings[0].Text, "vendor") || !strings.Contains(r.Findings[1].Text, "vendor") {
+		t.Errorf("%+v", r.Findings)
 	}
 }

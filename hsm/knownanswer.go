@@ -25,7 +25,7 @@ type AnswerCheck struct {
 const (
 	AnswerRight   = "right"
 	AnswerWrong   = "wrong"   // the device computes something else: never use it
-	AnswerRefused = "untried" // it takes no keys in the clear, or lacks the mechanism
+	AnswerRefused = "untried" // it takes no keys in the clear, lacks the mechanism, or is ill
 )
 
 // errWrongAnswer is what a knownAnswer finds when the device computes something else.
@@ -53,11 +53,17 @@ func (r *Report) tryAnswers(ctx context.Context, t *Token) {
 	for _, known := range knownAnswers {
 		check := AnswerCheck{Name: known.name, Source: known.source, Result: AnswerRight}
 		err := t.onKeeperRetrying(ctx, known.try)
-		if code, ok := codeOf(err); ok && untriable(code) {
-			check.Result, check.Detail = AnswerRefused, err.Error()
-		} else if err != nil {
+		code, refused := codeOf(err)
+		switch {
+		case err == nil:
+		case errors.Is(err, errWrongAnswer):
 			check.Result, check.Detail = AnswerWrong, err.Error()
 			r.add(SeverityError, "known-answer test of %s (%s): %v; do not use this device, and report it to its vendor", known.name, known.source, err)
+		case refused && untriable(code):
+			check.Result, check.Detail = AnswerRefused, err.Error()
+		default:
+			check.Result, check.Detail = AnswerRefused, err.Error()
+			r.add(SeverityError, "known-answer test of %s (%s) could not be made: %v; see to the device and run doctor again", known.name, known.source, err)
 		}
 		r.Answers = append(r.Answers, check)
 	}

@@ -58,6 +58,9 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 				t.end()
 			}
 		}
+		if err == nil {
+			s.serve(t) // before OpenDomain is told, which looks
+		}
 		if !told {
 			first <- err
 			told = true
@@ -116,10 +119,9 @@ func (s *seat) serve(t *target) {
 // heartbeat is how often a member is asked whether it lives.
 const heartbeat = time.Second
 
-// watch serves from t, or a successor, which it returns with the reason when
-// it must be ended.
+// watch keeps t in service, or a successor, which it returns with the reason
+// when it must be ended.
 func (s *seat) watch(ctx context.Context, t *target) (*target, error) {
-	s.serve(t)
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	for {

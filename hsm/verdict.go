@@ -115,27 +115,41 @@ var features = []struct {
 // conclude adds the verdicts that follow from what was found.
 func (r *Report) conclude() {
 	for _, feature := range features {
-		missing, n := "", 0
+		why, supported, found := "", 0, 0
 		if len(r.Domains) == 0 {
-			missing = "by its mechanisms; run doctor again after trent init, when it can be tried"
+			why = "by its mechanisms; run doctor again after trent init, when it can be tried"
 		}
 		for _, check := range r.KeySpecs {
-			if slices.Contains(feature.specs, check.Spec) && !check.Supported {
-				missing, n = check.Spec+": "+check.Missing, n+1
+			switch {
+			case !slices.Contains(feature.specs, check.Spec):
+				continue
+			case check.Supported:
+				supported++
+			default:
+				why = check.Spec + ": " + check.Missing
 			}
+			found++
 		}
-		verdict := VerdictWorks
-		switch n {
+		if found < len(feature.specs) {
+			why = "not all of it could be tried: see the findings"
+		}
+		verdict := VerdictPartly
+		switch supported {
 		case 0:
-		case len(feature.specs):
 			verdict = VerdictAbsent
-		default:
-			verdict = VerdictPartly
+		case len(feature.specs):
+			verdict = VerdictWorks
 		}
-		r.Verdicts = append(r.Verdicts, Verdict{feature.name, verdict, missing})
+		r.Verdicts = append(r.Verdicts, Verdict{feature.name, verdict, why})
+	}
+	var guards []string
+	for _, rule := range attributeRules {
+		if rule.endangers {
+			guards = append(guards, rule.name)
+		}
 	}
 	r.Verdicts = append(r.Verdicts,
-		r.ruled("locked domain keys: keys in use never leave", ruleUnwrapTemplate),
+		r.ruled("locked domain keys: keys in use never leave", guards...),
 		r.ruled("trusted domain keys: re-wrapping and further HSMs for existing keys (needs the security officer)", ruleWrapWithTrusted))
 	if r.RecoveredIn == "" {
 		r.Verdicts = append(r.Verdicts, Verdict{"recovery from lost sessions", VerdictAbsent, "see the findings"})
@@ -144,11 +158,16 @@ func (r *Report) conclude() {
 	r.Verdicts = append(r.Verdicts, Verdict{"recovery from lost sessions", VerdictWorks, "in " + r.RecoveredIn})
 }
 
-// ruled is the verdict on a feature that stands on one attribute rule.
-func (r *Report) ruled(feature, rule string) Verdict {
-	for _, check := range r.Rules {
-		if check.Name == rule && check.Result != RuleHolds {
-			return Verdict{feature, VerdictAbsent, check.Detail}
+// ruled is the verdict on a feature that stands on attribute rules: all of
+// them must have been found to hold.
+func (r *Report) ruled(feature string, rules ...string) Verdict {
+	for _, rule := range rules {
+		i := slices.IndexFunc(r.Rules, func(check RuleCheck) bool { return check.Name == rule })
+		switch {
+		case i < 0:
+			return Verdict{feature, VerdictAbsent, "it could not be tried: see the findings"}
+		case r.Rules[i].Result != RuleHolds:
+			return Verdict{feature, VerdictAbsent, rule + ": " + r.Rules[i].Detail}
 		}
 	}
 	return Verdict{feature, VerdictWorks, ""}

@@ -256,24 +256,28 @@ func TestDeadMember(t *testing.T) {
 	}
 }
 
-// metric is the value of a member's first sample, or its count.
+// metric sums a member's samples, or their counts.
 func metric(t *testing.T, registry *prometheus.Registry, name, member string) float64 {
 	t.Helper()
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
+	sum, found := 0.0, false
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
 			for _, label := range m.GetLabel() {
 				if family.GetName() == name && label.GetName() == "member" && label.GetValue() == member {
-					return m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+					sum += m.GetGauge().GetValue() + m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
+					found = true
 				}
 			}
 		}
 	}
-	t.Fatalf("no metric %s of %s", name, member)
-	return 0
+	if !found {
+		t.Fatalf("no metric %s of %s", name, member)
+	}
+	return sum
 }
 
 // TestAllMembersDead: calls fail as unavailable, soon and then at once.

@@ -197,7 +197,7 @@ func (s *Service) authorizeRetire(ctx context.Context, call *Call, keyID, grantI
 	}
 	refusal := denied(call, action, s.deniedResource(call, keyID))
 	ref, err := s.parseKeyID(call, keyID, keyOnly)
-	if err != nil || ref.account != call.Principal.Account {
+	if err != nil || ref.account != call.Principal.Account || !grantIDPattern.MatchString(grantID) {
 		return nil, store.Grant{}, refusal
 	}
 	k, err := s.cache.key(ctx, s, ref)

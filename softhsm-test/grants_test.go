@@ -166,13 +166,13 @@ func TestRetireGrant(t *testing.T) {
 	plain := must(admin.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: key.KeyId, GranteePrincipal: userARN("grant-grantee"), Operations: []types.GrantOperation{"Encrypt"}}))(t)
 	none := strings.Repeat("0", 64)
 	var texts []string
-	for _, id := range []*string{plain.GrantId, &none} {
+	for _, id := range []*string{plain.GrantId, &none, aws.String("x"), aws.String("\x00")} {
 		_, err := clients["grantee"].RetireGrant(ctx, &kms.RetireGrantInput{KeyId: key.Arn, GrantId: id})
 		wantCode(t, err, "AccessDeniedException", "kms:RetireGrant")
 		texts = append(texts, err.Error()[strings.Index(err.Error(), "api error"):])
 	}
-	if texts[0] != texts[1] {
-		t.Errorf("a grant that exists is denied with %q, one that does not with %q", texts[0], texts[1])
+	if len(slices.Compact(texts)) != 1 {
+		t.Errorf("grants that exist and that do not are denied with different texts: %q", texts)
 	}
 }
 

@@ -30,8 +30,7 @@ var aliasSQL = statementsFor(&Alias{}, "account", "region", "name")
 
 // Alias returns an alias, or ErrNotFound.
 func (db *DB) Alias(ctx context.Context, account, region, name string) (Alias, error) {
-	return loadOne[Alias](ctx, db,
-		aliasSQL.selectAll+"WHERE account = $1 AND region = $2 AND name = $3", account, region, name)
+	return loadOne[Alias](ctx, db, aliasSQL.selectAll, equal{"account", account}, equal{"region", region}, equal{"name", name})
 }
 
 // ListAliases returns up to limit aliases after afterName, sorted by name: those

@@ -49,8 +49,7 @@ var backingKeySQL = statementsFor(&BackingKey{}, "account", "region", "id")
 // BackingKey returns a backing key, or ErrNotFound. The caller still has to
 // compare KeyID with the key it means.
 func (db *DB) BackingKey(ctx context.Context, account, region string, id [16]byte) (BackingKey, error) {
-	return loadOne[BackingKey](ctx, db,
-		backingKeySQL.selectAll+"WHERE account = $1 AND region = $2 AND id = $3", account, region, id)
+	return loadOne[BackingKey](ctx, db, backingKeySQL.selectAll, equal{"account", account}, equal{"region", region}, equal{"id", id})
 }
 
 // InsertBackingKey adds a backing key, and its encryption budget with nothing
@@ -105,7 +104,7 @@ func (db *DB) ReserveEncryptions(ctx context.Context, hbkID [16]byte, block, lim
 }
 
 func (db *DB) reserveOnce(ctx context.Context, hbkID [16]byte, block, limit int64) (from, to int64, err error) {
-	b, err := loadOne[budget](ctx, db, budgetSQL.selectAll+"WHERE backing_key = $1", hbkID)
+	b, err := loadOne[budget](ctx, db, budgetSQL.selectAll, equal{"backing_key", hbkID})
 	if errors.Is(err, ErrNotFound) {
 		return 0, 0, db.budgetMissing(ctx, hbkID)
 	}

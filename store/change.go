@@ -46,6 +46,11 @@ func (c *Change) touched(account, region, kind, id string) {
 // insert queues r, sealed, as version 1.
 func (c *Change) insert(ctx context.Context, r row, version *int64, sql statements) error {
 	*version = 1
+	return c.insertAsIs(ctx, r, sql)
+}
+
+// insertAsIs queues r, sealed, in the version that it has.
+func (c *Change) insertAsIs(ctx context.Context, r row, sql statements) error {
 	settle(r)
 	s, err := c.db.seal(ctx, r)
 	if err != nil {

@@ -1,9 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"fmt"
-
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -70,7 +70,11 @@ func (db *DB) GrantOfRequest(ctx context.Context, k Key, requestDigest []byte) (
 	if err != nil {
 		return Grant{}, fmt.Errorf("looking for a grant of the same name: %w", fault(err))
 	}
-	return db.Grant(ctx, k, id)
+	g, err := db.Grant(ctx, k, id)
+	if err == nil && !bytes.Equal(g.RequestDigest, requestDigest) {
+		err = db.tamperedRow(g.table(), g.identity(), "a grant of another request was asked for")
+	}
+	return g, err
 }
 
 // ListGrants returns up to limit grants of k after the id after, sorted by id.
@@ -125,6 +129,11 @@ func (db *DB) RetirableGrants(ctx context.Context, account, region, principal st
 		found, err := db.grantsOfKey(ctx, KeyRef{account, region, keyID}, ids)
 		if err != nil {
 			return nil, err
+		}
+		for i := range found {
+			if err := db.wasAskedFor(&found[i], equal{"retiring_principal", principal}); err != nil {
+				return nil, err
+			}
 		}
 		all = append(all, found...)
 	}

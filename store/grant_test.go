@@ -266,3 +266,26 @@ func TestPagesStaySmall(t *testing.T) {
 		t.Errorf("%d pages hold the ids of others", pages)
 	}
 }
+
+// A replica key that is deleted and made again has the name of the one before,
+// and nothing of its grants.
+func TestGrantsOfAKeyMadeAgain(t *testing.T) {
+	db, _ := open(t)
+	ctx := t.Context()
+	k, _ := made(t, db, "k")
+	before := sampleGrant(7)
+	k = grant(t, db, k, before)
+	exec(t, db, "CREATE TABLE old_grants AS SELECT * FROM grants; CREATE TABLE old_grant_pages AS SELECT * FROM grant_pages")
+	must(t, db, func(c *Change) error { return c.DeleteKey(ctx, k) })
+	k, _ = made(t, db, "k")
+	k = grant(t, db, k, sampleGrant(7))
+	exec(t, db, `DELETE FROM grants; INSERT INTO grants SELECT * FROM old_grants;
+		DELETE FROM grant_pages; INSERT INTO grant_pages SELECT * FROM old_grant_pages`)
+	var tampered *ErrTampered
+	if _, err := db.ListGrants(ctx, k, "", 10); !errors.As(err, &tampered) {
+		t.Errorf("listing: %v", err)
+	}
+	if _, err := db.Grant(ctx, k, before.ID); !errors.As(err, &tampered) {
+		t.Errorf("the grant of the key before: %v", err)
+	}
+}

@@ -98,6 +98,11 @@ func (k *Key) setPageVersions(versions map[int32]int64) {
 	}
 }
 
+// firstPageVersion is where the versions of k's pages begin. A replica key that
+// is deleted and made again has the name of the one before: did they begin
+// alike, old pages could be put back with the old key's grants.
+func (k *Key) firstPageVersion() int64 { return max(1, k.Created.UnixMicro()) }
+
 // decodeGrantID returns the octets of an id, and the number of its page.
 func decodeGrantID(id string) (raw []byte, number int32, err error) {
 	raw, err = hex.DecodeString(id)
@@ -113,6 +118,7 @@ func (db *DB) pagesOf(ctx context.Context, k Key, versions map[int32]int64, numb
 	if len(numbers) == 0 {
 		return nil, nil
 	}
+	slices.Sort(numbers)
 	found, err := load[grantPage](ctx, db, grantPageSQL.selectAll+`
 		WHERE account = $1 AND region = $2 AND key_id = $3 AND number = ANY($4) ORDER BY number`,
 		k.Account, k.Region, k.ID, numbers)
@@ -120,8 +126,12 @@ func (db *DB) pagesOf(ctx context.Context, k Key, versions map[int32]int64, numb
 		return nil, err
 	}
 	current := len(found) == len(numbers)
-	for _, p := range found {
-		current = current && p.Version == versions[p.Number] && len(p.Members)%grantIDSize == 0
+	for i := 0; current && i < len(found); i++ {
+		p := &found[i]
+		if err := db.wasAskedFor(p, equal{"account", k.Account}, equal{"region", k.Region}, equal{"key_id", k.ID}); err != nil {
+			return nil, err
+		}
+		current = p.Number == numbers[i] && p.Version == versions[p.Number] && len(p.Members)%grantIDSize == 0
 	}
 	if !current {
 		return nil, db.grantsDiffer(ctx, k)
@@ -210,6 +220,9 @@ func (c *Change) changeGrants(ctx context.Context, k Key, id string, add bool) e
 		return c.db.grantsDiffer(ctx, k)
 	}
 	versions[number] = page.Version + 1
+	if page.Version == 0 {
+		versions[number] = k.firstPageVersion()
+	}
 	k.setPageVersions(versions)
 	k.GrantCount += map[bool]int32{true: 1, false: -1}[add]
 	// The key's row first: who loses the race for it writes nothing else.
@@ -218,7 +231,8 @@ func (c *Change) changeGrants(ctx context.Context, k Key, id string, add bool) e
 		return err
 	}
 	if page.Version == 0 {
-		return c.insert(ctx, &page, &page.Version, grantPageSQL)
+		page.Version = versions[number]
+		return c.insertAsIs(ctx, &page, grantPageSQL)
 	}
 	return c.update(ctx, &page, &page.Version, grantPageSQL)
 }

@@ -74,8 +74,7 @@ var keySQL = statementsFor(&Key{}, "account", "region", "id")
 
 // Key returns a key, or ErrNotFound.
 func (db *DB) Key(ctx context.Context, account, region, id string) (Key, error) {
-	return loadOne[Key](ctx, db,
-		keySQL.selectAll+"WHERE account = $1 AND region = $2 AND id = $3", account, region, id)
+	return loadOne[Key](ctx, db, keySQL.selectAll, equal{"account", account}, equal{"region", region}, equal{"id", id})
 }
 
 // ListKeys returns up to limit key ids after afterID, sorted. Ids alone are not

@@ -29,7 +29,7 @@ var principalSQL = statementsFor(&Principal{}, "account", "id")
 
 // Principal returns a principal, or ErrNotFound.
 func (db *DB) Principal(ctx context.Context, account, id string) (Principal, error) {
-	return loadOne[Principal](ctx, db, principalSQL.selectAll+"WHERE account = $1 AND id = $2", account, id)
+	return loadOne[Principal](ctx, db, principalSQL.selectAll, equal{"account", account}, equal{"id", id})
 }
 
 // Principals returns all principals of an account, by name.
@@ -80,7 +80,7 @@ var accessKeySQL = statementsFor(&AccessKey{}, "id")
 
 // AccessKey returns an access key, or ErrNotFound.
 func (db *DB) AccessKey(ctx context.Context, id string) (AccessKey, error) {
-	return loadOne[AccessKey](ctx, db, accessKeySQL.selectAll+"WHERE id = $1", id)
+	return loadOne[AccessKey](ctx, db, accessKeySQL.selectAll, equal{"id", id})
 }
 
 // AccessKeys returns all access keys of a principal, by id.

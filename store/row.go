@@ -187,10 +187,22 @@ func load[T any, P rowOf[T]](ctx context.Context, db *DB, query string, args ...
 	return found, nil
 }
 
-// loadOne is load for a query by primary key.
-func loadOne[T any, P rowOf[T]](ctx context.Context, db *DB, query string, args ...any) (T, error) {
+// equal is what a query asks of a column.
+type equal struct {
+	column string
+	value  any
+}
+
+// loadOne returns the row that key names, of those that selectAll selects.
+func loadOne[T any, P rowOf[T]](ctx context.Context, db *DB, selectAll string, key ...equal) (T, error) {
 	var none T
-	found, err := load[T, P](ctx, db, query, args...)
+	var where []string
+	var args []any
+	for i, k := range key {
+		where = append(where, fmt.Sprintf("%s = $%d", k.column, i+1))
+		args = append(args, k.value)
+	}
+	found, err := load[T, P](ctx, db, selectAll+"WHERE "+strings.Join(where, " AND "), args...)
 	if err != nil {
 		return none, err
 	}
@@ -198,9 +210,27 @@ func loadOne[T any, P rowOf[T]](ctx context.Context, db *DB, query string, args 
 	case 0:
 		return none, ErrNotFound
 	case 1:
+		if err := db.wasAskedFor(P(&found[0]), key...); err != nil {
+			return none, err
+		}
 		return found[0], nil
 	}
 	return none, db.tamperedRow(P(&none).table(), fmt.Sprint(args...), "its primary key is not unique")
+}
+
+// wasAskedFor refuses a row with *ErrTampered unless it is what a query asked
+// for. That we sealed it does not say so: a server that is not what it should
+// be, or an operator that somebody has put before Postgres's own, can answer
+// with the row of an administrator for that of a user.
+func (db *DB) wasAskedFor(r row, asked ...equal) error {
+	columns := r.columns()
+	for _, a := range asked {
+		i := slices.IndexFunc(columns, func(c column) bool { return c.name == a.column })
+		if i < 0 || reflect.ValueOf(columns[i].value).Elem().Interface() != a.value {
+			return db.tamperedRow(r.table(), r.identity(), fmt.Sprintf("another was asked for, of %s %v", a.column, a.value))
+		}
+	}
+	return nil
 }
 
 // loadFault tells a value that Trent never wrote from a failing database.

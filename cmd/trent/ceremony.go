@@ -209,7 +209,7 @@ func (s ceremony) setup(ctx context.Context, d deploymentSettings, admin, creden
 	if err := s.agree(fmt.Sprintf("Domain keys for account %s in partition %s, which cannot change later, are to be made on this token now.", d.Account, d.Partition)); err != nil {
 		return err
 	}
-	cfg := systemConfig{hsm: s.cfg.hsm, store: s.cfg.store, account: d.Account, partition: d.Partition, host: s.cfg.host, log: s.cfg.log}
+	cfg := systemConfig{hsm: hsm.DomainConfig{Members: []hsm.MemberConfig{{Config: s.cfg.hsm}}, Logger: s.cfg.log}, store: s.cfg.store, account: d.Account, partition: d.Partition, host: s.cfg.host, log: s.cfg.log}
 	err := initialise(ctx, cfg, admin, func(id string, secret []byte) error {
 		text := credentialLines(id, secret)
 		defer clear(text)

@@ -41,7 +41,7 @@ func (c *ceremonyRehearsalCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("opening the rehearsal's folder to Postgres: %w", err)
 	}
 	cfg := domainConfig{log: log, host: "rehearsal", operator: "rehearsal"}
-	if cfg.hsm, err = state.token(ctx); err != nil {
+	if cfg.hsm, err = state.token(ctx, log); err != nil {
 		return err
 	}
 	cfg.hsm.Logger = log
