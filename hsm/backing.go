@@ -192,7 +192,7 @@ func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.At
 
 func (s *session) healthy(p probe) bool {
 	plain := make([]byte, len(p.sealed))
-	n, code := s.t.module.native.gcm(true, s.handle, p.key, probeIV, nil, p.sealed, plain)
+	n, code := s.t.module.native.gcm(true, s.handle, p.key, p.iv, nil, p.sealed, plain)
 	return code == pkcs11.CKR_OK && p.passed(plain[:n])
 }
 

@@ -129,16 +129,19 @@ func classify(code uint) class {
 }
 
 // Return codes that miekg does not name. The second is PKCS#11 3.0's for a bad
-// GCM tag.
+// GCM tag; the last is Trent's own.
 const (
 	ckrActionProhibited  = 0x1B
 	ckrAEADDecryptFailed = 0x42
+	ckrBadIV             = pkcs11.CKR_VENDOR_DEFINED | 0x74726976 // "triv"
 )
 
 // codeName gives the CKR_ name that vendors' manuals index; miekg has the
 // table but shows it only inside its error text.
 func codeName(code uint) string {
 	switch code {
+	case ckrBadIV:
+		return "an answer whose IV is zero, repeated or not told"
 	case ckrActionProhibited:
 		return "CKR_ACTION_PROHIBITED"
 	case ckrAEADDecryptFailed:

@@ -42,6 +42,9 @@ type Config struct {
 	// at once: as many secret keys, and as many private ones. 0 = 1024.
 	HandleCache int
 
+	// IVSource says who makes the IVs of AES-GCM. "" = IVAuto.
+	IVSource IVSource
+
 	// Logger hears of lost sessions and other faults. nil = discard.
 	Logger *slog.Logger
 
@@ -73,6 +76,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.HandleCache <= 0 {
 		cfg.HandleCache = 1024
+	}
+	if cfg.IVSource == "" {
+		cfg.IVSource = IVAuto
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -106,14 +106,16 @@ func (s *session) answerGCM() error {
 		"8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662" + "76fc6ece0f4e1768cddf8853bb2d551b")
 	n := s.t.module.native
 	out := make([]byte, len(want))
-	length, code := n.gcm(false, s.handle, key, iv, aad, plain, out)
-	if code != pkcs11.CKR_OK {
-		return &DeviceError{Doing: "encrypting", Code: code}
+	if s.t.ivs().source != IVMechanism { // the published IV cannot be had else
+		length, code := n.gcm(false, s.handle, key, iv, aad, plain, out)
+		if code != pkcs11.CKR_OK {
+			return &DeviceError{Doing: "encrypting", Code: code}
+		}
+		if !bytes.Equal(out[:length], want) {
+			return errWrongAnswer
+		}
 	}
-	if !bytes.Equal(out[:length], want) {
-		return errWrongAnswer
-	}
-	length, code = n.gcm(true, s.handle, key, iv, aad, want, out)
+	length, code := n.gcm(true, s.handle, key, iv, aad, want, out)
 	if code != pkcs11.CKR_OK || !bytes.Equal(out[:length], plain) {
 		return fmt.Errorf("%w when it decrypts (%s)", errWrongAnswer, codeName(code))
 	}

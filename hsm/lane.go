@@ -210,6 +210,8 @@ type request struct {
 	mechanism  uint   // of an asymmetric call or a MAC
 	parameters []byte // of the mechanism, not secret; nil = none
 
+	ivs ivWay // of opEncrypt
+
 	buf              []byte // holds iv, aad, in and mac
 	iv, aad, in, mac []byte
 	out              []byte // the caller's once do returns it

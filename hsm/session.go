@@ -12,6 +12,9 @@ type session struct {
 	t      *Token
 	handle pkcs11.SessionHandle
 	keeper bool
+
+	random []byte // of the device, for IVs to come
+	lastIV []byte // of what it sealed
 }
 
 func (t *Token) openSession() (*session, error) {
@@ -37,6 +40,8 @@ func (s *session) open() error {
 // another session. Calls on the invalid handle 0 answer
 // CKR_SESSION_HANDLE_INVALID, which leads back to replace.
 func (s *session) close() {
+	clear(s.random)
+	s.random = nil
 	if s.handle == 0 {
 		return
 	}
@@ -172,7 +177,7 @@ func (s *session) call(r *request) (code uint) {
 	n := s.t.module.native
 	switch r.op {
 	case opEncrypt:
-		r.length, code = n.gcm(false, s.handle, r.key, r.iv, r.aad, r.in, r.out)
+		code = s.seal(r)
 	case opDecrypt:
 		r.length, code = n.gcm(true, s.handle, r.key, r.iv, r.aad, r.in, r.out)
 	case opHMAC:

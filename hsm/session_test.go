@@ -74,16 +74,15 @@ func TestEpochEndsWithItsObjects(t *testing.T) {
 	if d.t.epoch.Load() == h.epoch {
 		t.Error("the epoch outlived its objects")
 	}
-	r := newRequest(opEncrypt, h.epoch)
+	r := sealRequest(h.epoch, ivOurs, nil, []byte("x"))
 	r.key = h.object
-	r.input(testIV, nil, []byte("x"), nil, 1+tagSize)
 	if _, err := d.t.lane.do(t.Context(), r); !errors.Is(err, errStale) {
 		t.Errorf("using a handle of the old epoch: %v", err)
 	}
 	if err := onSlot(slot); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, _, err := d.Encrypt(t.Context(), ekt, nil, []byte("x")); err != nil {
 		t.Errorf("after the slot came back: %v", err)
 	}
 }

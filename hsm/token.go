@@ -42,6 +42,9 @@ type Token struct {
 	// calls that use the handle.
 	using sync.RWMutex
 
+	// iv is how IVs are made; see ivs. The keeper's worker sets it.
+	iv atomic.Pointer[ivWay]
+
 	// pinRefused is set when a login behind our back failed for its PIN: it
 	// is never tried again.
 	pinRefused atomic.Bool
