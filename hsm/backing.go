@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -154,7 +155,29 @@ func (s *session) wrap(c keyClass, wrapper, key pkcs11.ObjectHandle) ([]byte, er
 }
 
 func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	object, err := s.t.module.p11.UnwrapKey(s.handle, mechanism(c.wrapMechanism()), wrapper, wrapped, template)
+	return s.unwrapLength(c, wrapper, wrapped, len(wrapped)-8, template)
+}
+
+// unwrapLength is unwrap for a secret whose true length, in bytes, the wrapped
+// form does not tell. PKCS#11 §5.14 forbids CKA_VALUE_LEN here, yet some
+// devices want it: the first such answer is remembered.
+func (s *session) unwrapLength(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, length int, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	m, p11 := mechanism(c.wrapMechanism()), s.t.module.p11
+	sized := func() (pkcs11.ObjectHandle, error) {
+		object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, append(slices.Clone(template), attr(pkcs11.CKA_VALUE_LEN, length)))
+		return object, deviceError("unwrapping", err)
+	}
+	if c != classPrivate && s.t.wantsLength.Load() {
+		return sized()
+	}
+	object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, template)
+	if code, ok := codeOf(err); ok && code == pkcs11.CKR_TEMPLATE_INCOMPLETE && c != classPrivate {
+		object, err := sized()
+		if err == nil {
+			s.t.wantsLength.Store(true)
+		}
+		return object, err
+	}
 	return object, deviceError("unwrapping", err)
 }
 
@@ -178,7 +201,7 @@ func (s *session) unwrapFor(keys *domainKeys, k keyToken, uses ...uint) (pkcs11.
 
 // unwrapWith tells a bad EKT from a sick device.
 func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	object, err := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template)
+	object, err := s.unwrapLength(k.class, keys.wrap[k.class], k.wrapped, k.length, template)
 	code, ok := codeOf(err)
 	if !ok || classify(code) != classData {
 		return object, err

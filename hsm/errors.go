@@ -141,7 +141,7 @@ const (
 func codeName(code uint) string {
 	switch code {
 	case ckrBadIV:
-		return "an answer whose IV is zero, repeated or not told"
+		return "an answer whose IV is zero, repeated, not told or not the given one"
 	case ckrActionProhibited:
 		return "CKR_ACTION_PROHIBITED"
 	case ckrAEADDecryptFailed:

@@ -157,8 +157,8 @@ func (s *session) answerKeyWrapPad() error {
 	}
 	defer s.destroy(kek)
 	secret := fromHex("c37b7e6492584340bed12207808941155068f738")
-	object, err := s.unwrap(classGeneric, kek, fromHex("138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a"),
-		useTemplate(pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN))
+	object, err := s.unwrapLength(classGeneric, kek, fromHex("138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a"),
+		len(secret), useTemplate(pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN))
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,9 @@ type Token struct {
 	// iv is how IVs are made; see ivs. The keeper's worker sets it.
 	iv atomic.Pointer[ivWay]
 
+	// wantsLength: C_UnwrapKey wants CKA_VALUE_LEN; see unwrapLength.
+	wantsLength atomic.Bool
+
 	// pinRefused is set when a login behind our back failed for its PIN: it
 	// is never tried again.
 	pinRefused atomic.Bool

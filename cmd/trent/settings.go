@@ -22,6 +22,7 @@ type hsmSettings struct {
 	HSMSerial   string `name:"hsm-serial" env:"TRENT_HSM_SERIAL" placeholder:"SERIAL" help:"Serial number of the token; together with a label, both must match."`
 	HSMSessions int    `name:"hsm-sessions" env:"TRENT_HSM_SESSIONS" default:"0" help:"Sessions that symmetric operations share. 0 chooses what measures best."`
 	HSMHandles  int    `name:"hsm-handles" env:"TRENT_HSM_HANDLES" default:"0" help:"Most unwrapped keys on the token at a time. 0 means 1024."`
+	HSMIVSource string `name:"hsm-iv-source" env:"TRENT_HSM_IV_SOURCE" enum:"auto,process,hsm,mechanism" default:"auto" help:"Who makes the IVs of AES-GCM: this process, the HSM's generator, or the HSM's mechanism; auto tries what the device takes."`
 	PINFile     string `name:"pin-file" env:"TRENT_PIN_FILE" placeholder:"FILE" type:"path" help:"File that holds the token's user PIN. Otherwise TRENT_PIN or the systemd credential \"pin\"."`
 }
 
@@ -52,6 +53,7 @@ func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hs
 		PIN:         hsm.NewPIN(pin),
 		Sessions:    s.HSMSessions,
 		HandleCache: s.HSMHandles,
+		IVSource:    hsm.IVSource(s.HSMIVSource),
 		Logger:      log,
 		Metrics:     metrics,
 	}, nil
