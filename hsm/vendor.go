@@ -3,8 +3,8 @@ package hsm
 import "strings"
 
 // Vendor is what is known of a family of devices before any is tried. Nothing
-// but words and the source of IVs depends on it: what a device can do is
-// probed.
+// but words, and the order in which sources of IVs are tried, depends on it:
+// what a device can do is probed. docs/hsm-vendors.md says more.
 type Vendor struct {
 	Family string `json:"family"`
 	Notes  []Note `json:"notes,omitempty"`
@@ -42,7 +42,7 @@ var vendors = []struct {
 var luna = Vendor{Family: "Luna", Notes: []Note{
 	{"In FIPS mode AES-GCM makes its own 16-byte IV and appends it to the output.", "Thales Luna HSM documentation, CKM_AES_GCM"},
 	{"Private keys are wrapped by CKM_AES_KWP, secret keys by CKM_AES_KW.", "Thales Luna HSM documentation, mechanism summary"},
-	{"Before firmware 7.9.3 C_UnwrapKey wants CKA_VALUE_LEN in the template.", "Thales Luna HSM documentation, firmware release notes"},
+	{"Before firmware 7.9.3 C_UnwrapKey wants CKA_VALUE_LEN in the template.", "Thales Luna HSM documentation, CKM_AES_KW"},
 }}
 
 var nShield = Vendor{Family: "nShield", Notes: []Note{
@@ -51,7 +51,8 @@ var nShield = Vendor{Family: "nShield", Notes: []Note{
 }}
 
 var cloudHSM = Vendor{Family: "AWS CloudHSM", ownIVs: true, Notes: []Note{
-	{"AES-GCM makes its own IV and wants zeros in the parameters.", "AWS CloudHSM user guide, PKCS#11 mechanisms"},
+	{"AES-GCM makes its own IV and wants zeros in the parameters.", "AWS CloudHSM user guide, PKCS#11 mechanisms, note 4"},
+	{"SDK 5 has AES key wrap under the vendor's own numbers only.", "AWS CloudHSM user guide, PKCS#11 mechanisms"},
 	{"Session objects live on one member of the cluster only.", "AWS CloudHSM user guide, known issues"},
 	{"SDK 5 has no read-only sessions, and reports its session limit as CKR_ARGUMENTS_BAD.", "AWS CloudHSM user guide, known issues"},
 	{"There are no data objects: Trent's mark of an active deployment is kept in the database only.", "AWS CloudHSM user guide, supported object types"},

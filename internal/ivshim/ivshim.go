@@ -46,7 +46,7 @@ func New(t testing.TB, module string, differences ...string) string {
 		args = append(args, "-D"+d)
 	}
 	args = append(args, "-o", path, code, "-ldl", "-lpthread")
-	if out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), args...).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), args...).CombinedOutput(); err != nil { //nolint:gosec // the test's own words
 		t.Fatalf("building the shim: %v\n%s", err, out)
 	}
 	return path
