@@ -69,7 +69,7 @@ var operations = []operation{
 	op("ListRetirableGrants", (*kms.Service).ListRetirableGrants, "RetiringPrincipal", "RetiringServicePrincipal", "Limit", "Marker"),
 	op("PutKeyPolicy", (*kms.Service).PutKeyPolicy, "KeyId", "PolicyName", "Policy", "BypassPolicyLockoutSafetyCheck"),
 	op("ReEncrypt", (*kms.Service).ReEncrypt, "SourceKeyId", "SourceEncryptionAlgorithm", "SourceEncryptionContext", "DestinationKeyId", "DestinationEncryptionAlgorithm", "DestinationEncryptionContext"),
-	notBuilt("ReplicateKey"),
+	op("ReplicateKey", (*kms.Service).ReplicateKey, "KeyId", "ReplicaRegion", "Policy", "BypassPolicyLockoutSafetyCheck", "Description", "Tags"),
 	op("RetireGrant", (*kms.Service).RetireGrant),
 	op("RevokeGrant", (*kms.Service).RevokeGrant, "KeyId", "GrantId"),
 	op("RotateKeyOnDemand", (*kms.Service).RotateKeyOnDemand, "KeyId"),
@@ -80,7 +80,7 @@ var operations = []operation{
 	op("UpdateAlias", (*kms.Service).UpdateAlias, "AliasName", "TargetKeyId"),
 	notBuilt("UpdateCustomKeyStore"),
 	op("UpdateKeyDescription", (*kms.Service).UpdateKeyDescription, "KeyId", "Description"),
-	notBuilt("UpdatePrimaryRegion"),
+	op("UpdatePrimaryRegion", (*kms.Service).UpdatePrimaryRegion, "KeyId", "PrimaryRegion"),
 	op("Verify", (*kms.Service).Verify, "KeyId", "MessageType", "SigningAlgorithm"),
 	op("VerifyMac", (*kms.Service).VerifyMac, "KeyId", "MacAlgorithm"),
 }

@@ -42,6 +42,7 @@ var signing = map[string]algorithm{
 	"ECDSA_SHA_384":             {keyType: pkcs11.CKK_EC, mechanism: pkcs11.CKM_ECDSA, hash: crypto.SHA384, size: 96},
 	"ECDSA_SHA_512":             {keyType: pkcs11.CKK_EC, mechanism: pkcs11.CKM_ECDSA, hash: crypto.SHA512, size: 132},
 	"ED25519_SHA_512":           {keyType: ckkECEdwards, mechanism: ckmEdDSA, size: 64},
+	"ED25519_PH_SHA_512":        {keyType: ckkECEdwards, mechanism: ckmEdDSA, size: 64, parameters: prehashed()},
 	"ML_DSA_SHAKE_256":          {keyType: ckkMLDSA, mechanism: ckmMLDSA, size: 4627},
 }
 
@@ -57,6 +58,14 @@ func pkcs1(h crypto.Hash, last byte) algorithm {
 	n := byte(h.Size())
 	return algorithm{keyType: pkcs11.CKK_RSA, mechanism: pkcs11.CKM_RSA_PKCS, hash: h, size: maxModulus,
 		prefix: []byte{0x30, 17 + n, 0x30, 13, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, last, 5, 0, 4, n}}
+}
+
+// prehashed is CK_EDDSA_PARAMS (PKCS#11 3.0 §2.3.9) with phFlag, which is one
+// byte, and no context.
+func prehashed() []byte {
+	p := ulongs(0, 0, 0)
+	p[0] = 1
+	return p
 }
 
 var macs = map[string]algorithm{

@@ -229,6 +229,8 @@ func TestImportRefuses(t *testing.T) {
 		"inner cut oddly":          {inner, "SYMMETRIC_DEFAULT", UseEncrypt, goodInner[:len(goodInner)-3], ErrInvalidCiphertext},
 		"inner a byte":             {inner, "SYMMETRIC_DEFAULT", UseEncrypt, goodInner[:257], ErrInvalidCiphertext},
 		"another hash":             {direct, "SYMMETRIC_DEFAULT", UseEncrypt, i.wrap("RSAES_OAEP_SHA_256", key), ErrInvalidCiphertext},
+		"a byte":                   {direct, "SYMMETRIC_DEFAULT", UseEncrypt, i.wrap(direct, key[:1]), ErrMaterial},
+		"a byte of an HMAC key":    {direct, "HMAC_256", UseMAC, i.wrap(direct, key[:1]), ErrMaterial},
 		"16 bytes":                 {direct, "SYMMETRIC_DEFAULT", UseEncrypt, i.wrap(direct, key[:16]), ErrMaterial},
 		"31 bytes":                 {direct, "SYMMETRIC_DEFAULT", UseEncrypt, i.wrap(direct, key[:31]), ErrMaterial},
 		"33 bytes":                 {direct, "SYMMETRIC_DEFAULT", UseEncrypt, i.wrap(direct, append(key, 1)), ErrMaterial},

@@ -57,8 +57,8 @@ func (s *session) length(keys *domainKeys, sp spec, secret pkcs11.ObjectHandle) 
 		return ulong(value), nil
 	}
 	wrapped, err := s.wrap(sp.class, keys.wrap[sp.class], secret)
-	if err != nil {
-		return 0, err
+	if err != nil { // what is too short to be wrapped is no key
+		return 0, s.blameMaterial(keys, err)
 	}
 	n := len(wrapped) - 8
 	if n-8 < sp.size && sp.size <= n {

@@ -117,6 +117,9 @@ func parsePoint(spki []byte) (*curve, []byte, error) {
 	if err != nil || len(rest) > 0 || !key.Algorithm.Algorithm.Equal(oidEC) || key.Key.BitLength%8 != 0 {
 		return nil, nil, fmt.Errorf("%w: it is no SubjectPublicKeyInfo of an elliptic curve", ErrArgument)
 	}
+	if again, err := asn1.Marshal(key); err != nil || !bytes.Equal(again, spki) { // more inside, which the package passes over
+		return nil, nil, fmt.Errorf("%w: it is not the DER of a SubjectPublicKeyInfo", ErrArgument)
+	}
 	for _, c := range []*curve{p256, p384, p521} {
 		if name, err := c.parameters(); err == nil && bytes.Equal(name, key.Algorithm.Parameters.FullBytes) {
 			return c, key.Key.Bytes, nil

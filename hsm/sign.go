@@ -10,8 +10,8 @@ import (
 )
 
 // Sign signs with the private key in ekt. algorithm is AWS's name. digest has
-// the length of its hash; for ED25519_SHA_512 and ML_DSA_SHAKE_256 it is the
-// message itself. RSA signatures have the modulus's length, ECDSA ones are
+// the length of its hash; for ED25519_SHA_512, ED25519_PH_SHA_512 and
+// ML_DSA_SHAKE_256 it is the message itself. RSA signatures have the modulus's length, ECDSA ones are
 // ASN.1 DER (RFC 3279 §2.2.3).
 func (d *Member) Sign(ctx context.Context, ekt EKT, algorithm string, digest []byte) ([]byte, error) {
 	a, err := find(signing, algorithm, ekt)

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"encoding/asn1"
 	"errors"
@@ -88,9 +89,12 @@ func (s spec) decodePublic(spki []byte) ([][]byte, error) {
 // rawSignature is ecdsaSignature's inverse.
 func (c *curve) rawSignature(der []byte) ([]byte, error) {
 	var pair struct{ R, S *big.Int }
-	rest, err := asn1.Unmarshal(der, &pair)
-	if err != nil || len(rest) > 0 {
+	if _, err := asn1.Unmarshal(der, &pair); err != nil {
 		return nil, fmt.Errorf("%w: it is not ASN.1", ErrSignature)
+	}
+	// The package passes over what follows the numbers.
+	if again, err := asn1.Marshal(pair); err != nil || !bytes.Equal(again, der) {
+		return nil, fmt.Errorf("%w: it is not the DER of two numbers", ErrSignature)
 	}
 	for _, n := range []*big.Int{pair.R, pair.S} {
 		if n.Sign() <= 0 || n.BitLen() > 8*c.size {

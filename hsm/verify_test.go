@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+
+	"github.com/miekg/pkcs11"
 )
 
 func TestVerifySignature(t *testing.T) {
@@ -37,6 +39,15 @@ func TestVerifySignature(t *testing.T) {
 			check("cut", made.PublicKey, digest, signature[1:], ErrSignature)
 			check("long", made.PublicKey, digest, append(bytes.Clone(signature), 0), ErrSignature)
 			check("empty", made.PublicKey, digest, nil, ErrSignature)
+			if signing[algorithm].mechanism == pkcs11.CKM_ECDSA {
+				inside := append(bytes.Clone(signature), 5, 0) // a null after the numbers
+				at := 1
+				if inside[at] == 0x81 {
+					at++
+				}
+				inside[at] += 2
+				check("more inside", made.PublicKey, digest, inside, ErrSignature)
+			}
 			check("short digest", made.PublicKey, digest[1:], signature, ErrArgument)
 			check("no key", nil, digest, signature, ErrArgument)
 			check("cut key", made.PublicKey[:len(made.PublicKey)-1], digest, signature, ErrArgument)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -33,29 +34,43 @@ func (s *Service) ScheduleKeyDeletion(ctx context.Context, call *Call, in *awskm
 		if days < minPendingWindow || days > maxPendingWindow {
 			return validation("PendingWindowInDays must be between %d and %d.", minPendingWindow, maxPendingWindow)
 		}
-		due := s.now().UTC().Add(time.Duration(days) * 24 * time.Hour)
-		k.State = string(types.KeyStatePendingDeletion)
-		k.DeletionDate = &due
-		k.PendingWindowInDays = days
+		s.awaitDeletion(k, days)
 		arn := s.keyARN(k.Account, k.Region, k.ID)
 		*out = awskms.ScheduleKeyDeletionOutput{
 			KeyId:               aws.String(arn),
-			DeletionDate:        aws.Time(due),
-			KeyState:            types.KeyStatePendingDeletion,
+			DeletionDate:        k.DeletionDate,
+			KeyState:            types.KeyState(k.State),
 			PendingWindowInDays: aws.Int32(days),
 		}
-		// CloudTrail shows dates as text.
-		call.response = fmt.Appendf(nil, `{"keyId":%q,"keyState":%q,"deletionDate":%q,"pendingWindowInDays":%d}`,
-			arn, k.State, due.Format("Jan 2, 2006, 3:04:05 PM"), days)
+		shown := ""
+		if k.DeletionDate != nil { // CloudTrail shows dates as text
+			shown = fmt.Sprintf(`"deletionDate":%q,`, k.DeletionDate.Format("Jan 2, 2006, 3:04:05 PM"))
+		}
+		call.response = fmt.Appendf(nil, `{"keyId":%q,"keyState":%q,%s"pendingWindowInDays":%d}`, arn, k.State, shown, days)
 		return nil
 	})
 	return out, err
 }
 
+// awaitDeletion begins the waiting period; that of a primary key with replicas
+// begins only when the last of these is gone.
+func (s *Service) awaitDeletion(k *store.Key, days int32) {
+	k.State, k.DeletionDate, k.PendingWindowInDays = string(types.KeyStatePendingReplicaDeletion), nil, days
+	if !k.Primary() || len(k.ReplicaRegions) == 0 {
+		due := s.now().UTC().Add(time.Duration(days) * day)
+		k.State, k.DeletionDate = string(types.KeyStatePendingDeletion), &due
+	}
+}
+
+// toBeDeleted reports whether k's deletion is scheduled.
+func toBeDeleted(k *key) bool {
+	return k.State == string(types.KeyStatePendingDeletion) || k.State == string(types.KeyStatePendingReplicaDeletion)
+}
+
 // CancelKeyDeletion takes a scheduled deletion back. The key is then Disabled.
 func (s *Service) CancelKeyDeletion(ctx context.Context, call *Call, in *awskms.CancelKeyDeletionInput) (*awskms.CancelKeyDeletionOutput, error) {
 	k, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
-		if !s.now().Before(*k.DeletionDate) {
+		if k.DeletionDate != nil && !s.now().Before(*k.DeletionDate) {
 			return notFound("Key '%s' does not exist", s.keyARN(k.Account, k.Region, k.ID))
 		}
 		k.State = string(types.KeyStateDisabled)
@@ -111,11 +126,38 @@ func (s *Service) deleteKey(ctx context.Context, ref store.KeyRef) error {
 	if err := change.DeleteKey(ctx, k); err != nil {
 		return fmt.Errorf("sealing: %w", err)
 	}
+	if err := s.leaveRelated(ctx, change, k); err != nil {
+		return err
+	}
 	event := s.serviceEvent("DeleteKey", k.Account, k.Region, arn, stringMember("keyId", k.ID), s.now().UTC())
 	if _, err = s.audit.Commit(ctx, event, change); err != nil {
 		return err
 	}
 	s.log.Info("deleted key", "key", arn, "due", k.DeletionDate)
+	return nil
+}
+
+// leaveRelated adds to change what the keys that are related to k lose by its
+// deletion. A primary key that has waited for its last replica begins its own
+// waiting period.
+func (s *Service) leaveRelated(ctx context.Context, change *store.Change, k store.Key) error {
+	related, err := s.db.RelatedKeys(ctx, k)
+	if err != nil || len(related) == 0 {
+		return err
+	}
+	if k.Primary() {
+		return fmt.Errorf("multi-Region primary key %s still has replicas in %v", k.ID, k.ReplicaRegions)
+	}
+	replicas := slices.DeleteFunc(slices.Clone(k.ReplicaRegions), func(region string) bool { return region == k.Region })
+	rows := withRegions(k, related, k.PrimaryRegion, replicas)[1:]
+	for i := range rows {
+		if rows[i].State == string(types.KeyStatePendingReplicaDeletion) {
+			s.awaitDeletion(&rows[i], rows[i].PendingWindowInDays)
+		}
+	}
+	if err := change.UpdateKeys(ctx, rows...); err != nil {
+		return fmt.Errorf("sealing related keys: %w", err)
+	}
 	return nil
 }
 

@@ -229,7 +229,7 @@ func (s *Service) expiry(in *awskms.ImportKeyMaterialInput) (*time.Time, error) 
 	now := s.now()
 	switch {
 	case in.ValidTo == nil:
-		return nil, validation("ValidTo is required when ExpirationModel is %s.", types.ExpirationModelTypeKeyMaterialExpires)
+		return nil, validation("A validTo date must be set if the ExpirationModel is %s", types.ExpirationModelTypeKeyMaterialExpires)
 	case !in.ValidTo.After(now):
 		return nil, validation("ValidTo must be in the future.")
 	case in.ValidTo.After(now.Add(maxMaterialLife)):
@@ -247,7 +247,7 @@ func (s *Service) importMaterial(ctx context.Context, k *key, in *awskms.ImportK
 		return nil, err
 	}
 	known := slices.IndexFunc(all, func(b store.BackingKey) bool { return b.MaterialID == material.MaterialID })
-	if err := checkImport(k, in, all, known, material.MaterialID); err != nil {
+	if err := s.checkImport(k, in, all, known, material.MaterialID); err != nil {
 		return nil, err
 	}
 	row := k.Key
@@ -268,6 +268,11 @@ func (s *Service) importMaterial(ctx context.Context, k *key, in *awskms.ImportK
 	}
 	restate(&row, all)
 	change := s.db.NewChange()
+	if known < 0 {
+		if err := s.shareImport(ctx, change, k, *material); err != nil {
+			return nil, err
+		}
+	}
 	if err := change.ChangeMaterial(ctx, row, k.backingKeys, *material); err != nil {
 		return nil, unstorable(err)
 	}
@@ -276,7 +281,7 @@ func (s *Service) importMaterial(ctx context.Context, k *key, in *awskms.ImportK
 
 // checkImport says whether material may be tied to k, whose materials are all;
 // known is its place among them, or -1.
-func checkImport(k *key, in *awskms.ImportKeyMaterialInput, all []store.BackingKey, known int, id string) error {
+func (s *Service) checkImport(k *key, in *awskms.ImportKeyMaterialInput, all []store.BackingKey, known int, id string) error {
 	kind := in.ImportType
 	if kind == "" {
 		kind = types.ImportTypeExistingKeyMaterial
@@ -290,6 +295,9 @@ func checkImport(k *key, in *awskms.ImportKeyMaterialInput, all []store.BackingK
 			return incorrect
 		}
 		return nil
+	}
+	if err := s.checkNotReplica(&k.Key); err != nil { // new material comes into the primary key first
+		return err
 	}
 	pending := slices.IndexFunc(all, func(b store.BackingKey) bool { return b.Pending })
 	switch {
@@ -340,7 +348,7 @@ func (s *Service) DeleteImportedKeyMaterial(ctx context.Context, call *Call, in 
 		if k.Spec == string(types.KeySpecSymmetricDefault) {
 			out.KeyMaterialId = aws.String(all[i].MaterialID)
 		}
-		if !all[i].Pending && len(all[i].EKT) == 0 {
+		if (!all[i].Pending || k.Replica()) && len(all[i].EKT) == 0 {
 			return nil
 		}
 		change, err := s.deleteMaterial(ctx, k, all, func(b store.BackingKey) bool { return b.ID == all[i].ID })
@@ -365,7 +373,10 @@ func (s *Service) deleteMaterial(ctx context.Context, k *key, all []store.Backin
 		if !which(b) {
 			continue
 		}
-		if b.Pending { // it was not the key's for good
+		if b.Pending && !k.Replica() { // it was not the key's for good
+			if err := s.dropElsewhere(ctx, change, k, b.ID); err != nil {
+				return nil, err
+			}
 			if err := change.DropMaterial(ctx, row, k.backingKeys, b); err != nil {
 				return nil, fmt.Errorf("sealing a deletion: %w", err)
 			}

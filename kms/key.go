@@ -63,7 +63,7 @@ func (s *Service) createKey(ctx context.Context, call *Call, in *awskms.CreateKe
 	failpoint.Hit("createkey.sealed")
 	k := &key{Key: row, arn: s.keyARN(row.Account, row.Region, row.ID), backing: backing}
 	call.touch(k.Account, k.arn)
-	out := &awskms.CreateKeyOutput{KeyMetadata: k.metadata()}
+	out := &awskms.CreateKeyOutput{KeyMetadata: s.metadata(k)}
 	call.response = awsjson.AppendMembers(nil, out, []string{"KeyMetadata"})
 	return out, s.commit(ctx, call, change)
 }
@@ -101,6 +101,10 @@ func (s *Service) newKey(call *Call, in *awskms.CreateKeyInput) (store.Key, erro
 	if in.Origin == types.OriginTypeExternal {
 		k.Origin, k.State, k.MaterialMissing = string(in.Origin), string(types.KeyStatePendingImport), true
 	}
+	if aws.ToBool(in.MultiRegion) {
+		k.ID = "mrk-" + strings.ReplaceAll(k.ID, "-", "")
+		k.MultiRegion, k.PrimaryRegion = true, k.Region
+	}
 	return k, nil
 }
 
@@ -122,8 +126,6 @@ func checkCreateKey(in *awskms.CreateKeyInput) (types.KeySpec, types.KeyUsageTyp
 	}
 	known, ours := keySpecs[spec]
 	switch {
-	case aws.ToBool(in.MultiRegion):
-		return "", "", unsupported("Multi-Region keys are not available yet.")
 	case in.CustomKeyStoreId != nil || in.XksKeyId != nil:
 		return "", "", unsupported("Custom key stores are not available yet.")
 	case in.Origin != "" && in.Origin != types.OriginTypeAwsKms && in.Origin != types.OriginTypeExternal:
@@ -187,7 +189,7 @@ func unstorable(err error) error {
 	return fmt.Errorf("sealing a row: %w", err)
 }
 
-// metadata is AWS's KeyMetadata of a key.
+// metadata is AWS's KeyMetadata of a key, but for what Service.metadata adds.
 func (k *key) metadata() *types.KeyMetadata {
 	algorithms := k.algorithmLists()
 	m := &types.KeyMetadata{
@@ -232,7 +234,7 @@ func (s *Service) DescribeKey(ctx context.Context, call *Call, in *awskms.Descri
 	if err := s.checkGrantTokens(ctx, in.GrantTokens); err != nil {
 		return nil, err
 	}
-	return &awskms.DescribeKeyOutput{KeyMetadata: k.metadata()}, nil
+	return &awskms.DescribeKeyOutput{KeyMetadata: s.metadata(k)}, nil
 }
 
 // UpdateKeyDescription replaces a key's description.

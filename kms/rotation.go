@@ -38,7 +38,7 @@ func (s *Service) EnableKeyRotation(ctx context.Context, call *Call, in *awskms.
 		days = *in.RotationPeriodInDays
 	}
 	_, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
-		if err := s.checkAutomatic(k); err != nil {
+		if err := s.checkSchedule(k); err != nil {
 			return err
 		}
 		if k.RotationPeriodInDays != days {
@@ -53,7 +53,7 @@ func (s *Service) EnableKeyRotation(ctx context.Context, call *Call, in *awskms.
 // DisableKeyRotation ends automatic rotation. Old backing keys stay.
 func (s *Service) DisableKeyRotation(ctx context.Context, call *Call, in *awskms.DisableKeyRotationInput) (*awskms.DisableKeyRotationOutput, error) {
 	_, err := s.updateKey(ctx, call, *in.KeyId, func(k *store.Key) error {
-		if err := s.checkAutomatic(k); err != nil {
+		if err := s.checkSchedule(k); err != nil {
 			return err
 		}
 		k.RotationPeriodInDays, k.NextRotation = 0, nil
@@ -65,18 +65,22 @@ func (s *Service) DisableKeyRotation(ctx context.Context, call *Call, in *awskms
 // GetKeyRotationStatus shows whether and when a key rotates. A key that is
 // pending deletion does not; it has its schedule back when that is cancelled.
 func (s *Service) GetKeyRotationStatus(ctx context.Context, call *Call, in *awskms.GetKeyRotationStatusInput) (*awskms.GetKeyRotationStatusOutput, error) {
-	if err := s.refresh(ctx, call); err != nil {
-		return nil, err
-	}
-	k, err := s.authorizeKey(ctx, call, "kms:GetKeyRotationStatus", *in.KeyId, keyOnly)
+	var k, primary *key
+	err := s.change(ctx, call, func() (err error) { // again, if a replica has become the primary key
+		if k, err = s.authorizeKey(ctx, call, "kms:GetKeyRotationStatus", *in.KeyId, keyOnly); err != nil {
+			return err
+		}
+		primary, err = s.primaryOf(ctx, k)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
 	out := &awskms.GetKeyRotationStatusOutput{KeyId: aws.String(k.ID)}
-	if k.RotationPeriodInDays > 0 && k.State != string(types.KeyStatePendingDeletion) {
+	if primary.RotationPeriodInDays > 0 && !toBeDeleted(k) && !toBeDeleted(primary) {
 		out.KeyRotationEnabled = true
-		out.RotationPeriodInDays = aws.Int32(k.RotationPeriodInDays)
-		out.NextRotationDate = k.NextRotation
+		out.RotationPeriodInDays = aws.Int32(primary.RotationPeriodInDays)
+		out.NextRotationDate = primary.NextRotation
 	}
 	return out, nil
 }
@@ -107,7 +111,7 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, call *Call, in *awskms.
 		}
 		out.KeyId = aws.String(k.ID)
 		call.answeredKey(k.arn)
-		return s.commit(ctx, call, r.change, r.event)
+		return s.commit(ctx, call, r.change, r.events...)
 	})
 	if err != nil {
 		return nil, err
@@ -116,6 +120,9 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, call *Call, in *awskms.
 }
 
 func (s *Service) checkOnDemand(k *key) error {
+	if err := s.checkNotReplica(&k.Key); err != nil {
+		return err
+	}
 	if err := s.checkAutomatic(&k.Key); err != nil && (k.Origin != string(types.OriginTypeExternal) || k.Spec != string(types.KeySpecSymmetricDefault)) {
 		return err
 	}
@@ -126,6 +133,14 @@ func (s *Service) checkOnDemand(k *key) error {
 		return &types.ConflictException{Message: aws.String("An automatic rotation of " + k.arn + " is under way or begins within 20 minutes.")}
 	}
 	return nil
+}
+
+// checkSchedule refuses keys that have no schedule of their own.
+func (s *Service) checkSchedule(k *store.Key) error {
+	if err := s.checkAutomatic(k); err != nil {
+		return err
+	}
+	return s.checkNotReplica(k)
 }
 
 // checkAutomatic refuses keys that AWS does not rotate by itself.
@@ -145,84 +160,10 @@ func rotatesItself(k *key) bool {
 	return k.Spec == string(types.KeySpecSymmetricDefault) && k.Origin == string(types.OriginTypeAwsKms)
 }
 
-// ListKeyRotations lists the rotations of a key, or all its key material, the
-// oldest first.
-func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.ListKeyRotationsInput) (*awskms.ListKeyRotationsOutput, error) {
-	var k *key
-	var all []store.BackingKey
-	err := s.change(ctx, call, func() (err error) { // again, if a rotation comes between
-		if k, err = s.authorizeKey(ctx, call, "kms:ListKeyRotations", *in.KeyId, keyOnly); err != nil {
-			return err
-		}
-		if k.Spec != string(types.KeySpecSymmetricDefault) {
-			return unsupported("%s key spec is %s which is not valid for this operation.", k.arn, k.Spec)
-		}
-		all, err = s.db.BackingKeys(ctx, k.Key, k.backingKeys)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	after, err := parseMarker(in.Marker)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(in.Limit, 100, 1000)
-	if err != nil {
-		return nil, err
-	}
-	var entries []types.RotationsListEntry
-	for _, b := range all {
-		if number(b) > after && (b.Rotated != nil || in.IncludeKeyMaterial == types.IncludeKeyMaterialAllKeyMaterial) {
-			entries = append(entries, k.rotationEntry(b))
-		}
-	}
-	byID := map[string]store.BackingKey{}
-	for _, b := range all {
-		byID[b.MaterialID] = b
-	}
-	entries, next := page(entries, limit, func(e types.RotationsListEntry) string {
-		return number(byID[*e.KeyMaterialId])
-	})
-	if entries == nil {
-		entries = []types.RotationsListEntry{}
-	}
-	return &awskms.ListKeyRotationsOutput{Rotations: entries, Truncated: next != nil, NextMarker: next}, nil
-}
-
-// number is a backing key's place among those of its key, as text that sorts.
-func number(b store.BackingKey) string { return fmt.Sprintf("%010d", b.Number) }
-
-func (k *key) rotationEntry(b store.BackingKey) types.RotationsListEntry {
-	e := types.RotationsListEntry{
-		KeyId:            aws.String(k.ID),
-		KeyMaterialId:    aws.String(b.MaterialID),
-		KeyMaterialState: types.KeyMaterialStateNonCurrent,
-		RotationDate:     b.Rotated,
-		RotationType:     types.RotationType(b.RotationType),
-	}
-	switch {
-	case b.ID == k.backing.ID:
-		e.KeyMaterialState = types.KeyMaterialStateCurrent
-	case b.Pending:
-		e.KeyMaterialState = types.KeyMaterialStatePendingRotation
-	}
-	if k.Origin == string(types.OriginTypeExternal) {
-		e.ImportState = types.ImportStatePendingImport
-		if len(b.EKT) > 0 {
-			e.ImportState, e.ExpirationModel, e.ValidTo = types.ImportStateImported, expirationModel(b), b.Expires
-		}
-		if b.Description != "" {
-			e.KeyMaterialDescription = aws.String(b.Description)
-		}
-	}
-	return e
-}
-
 // rotated is a rotation that is ready to be committed.
 type rotated struct {
 	change *store.Change
-	event  *audit.Record // RotateKey
+	events []*audit.Record // RotateKey, in each Region
 }
 
 // rotation has the HSM make a new backing key for k, whose row is to become
@@ -242,8 +183,17 @@ func (s *Service) rotation(ctx context.Context, k *key, row store.Key, kind type
 		return rotated{}, fmt.Errorf("sealing a rotation: %w", err)
 	}
 	failpoint.Hit("rotation.sealed")
+	return s.rotatedTo(ctx, change, k, next, kind, now)
+}
+
+// rotatedTo completes a rotation by what records it, and by k's related keys.
+func (s *Service) rotatedTo(ctx context.Context, change *store.Change, k *key, next store.BackingKey, kind types.RotationType, now time.Time) (rotated, error) {
 	event, err := s.rotationEvent(k, next, kind, now)
-	return rotated{change, event}, err
+	if err != nil {
+		return rotated{}, err
+	}
+	r := rotated{change, []*audit.Record{event}}
+	return r, s.shareRotation(ctx, &r, k, next, kind, now)
 }
 
 // importedRotation is rotation with the imported material that is pending.
@@ -265,10 +215,13 @@ func (s *Service) importedRotation(ctx context.Context, k *key, row store.Key, k
 		if err := change.ChangeMaterial(ctx, row, k.backingKeys, next); err != nil {
 			return rotated{}, fmt.Errorf("sealing a rotation: %w", err)
 		}
-		event, err := s.rotationEvent(k, next, kind, now)
-		return rotated{change, event}, err
+		return s.rotatedTo(ctx, change, k, next, kind, now)
 	}
-	return rotated{}, &types.KMSInvalidStateException{Message: aws.String("No available key material pending rotation for the key: " + k.arn + ".")}
+	return rotated{}, nothingPending(k.arn)
+}
+
+func nothingPending(arn string) error {
+	return &types.KMSInvalidStateException{Message: aws.String("No available key material pending rotation for the key: " + arn + ".")}
 }
 
 // rotationEvent is the service event that CloudTrail has of a rotation.
@@ -340,13 +293,7 @@ func (s *Service) rotateUnasked(ctx context.Context, ref keyRef, why string, nee
 	if k.State != string(types.KeyStateEnabled) || !rotatesItself(k) || !needed(k) {
 		return nil
 	}
-	row := k.Key
-	row.NextRotation = followingRotation(row, s.now().UTC())
-	r, err := s.rotation(ctx, k, row, types.RotationTypeAutomatic)
-	if err != nil {
-		return err
-	}
-	seq, err := s.audit.Commit(ctx, r.event, r.change)
+	seq, err := s.rotateNow(ctx, k)
 	if errors.Is(err, store.ErrConflict) {
 		return nil // another host was first, or the key was changed: the next sweep looks again
 	}
@@ -358,6 +305,21 @@ func (s *Service) rotateUnasked(ctx context.Context, ref keyRef, why string, nee
 		s.log.Warn("following own rotation", "key", k.arn, "error", err)
 	}
 	return nil
+}
+
+// rotateNow gives k, and its related keys, a new backing key. A replica that is
+// in use needs it whatever the state of its primary key.
+func (s *Service) rotateNow(ctx context.Context, k *key) (seq int64, err error) {
+	if k, err = s.primaryOf(ctx, k); err != nil {
+		return 0, err
+	}
+	row := k.Key
+	row.NextRotation = followingRotation(row, s.now().UTC())
+	r, err := s.rotation(ctx, k, row, types.RotationTypeAutomatic)
+	if err != nil {
+		return 0, err
+	}
+	return s.audit.Commit(ctx, r.events[0], r.change, r.events[1:]...)
 }
 
 // followingRotation is the date after k's next rotation: by the schedule, or a

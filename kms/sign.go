@@ -6,7 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
-	_ "crypto/sha512" // SHA-384 and SHA-512 of the table in spec.go
+	"crypto/sha512"
 	"errors"
 	"fmt"
 	"strings"
@@ -31,7 +31,22 @@ func (s *Service) Sign(ctx context.Context, call *Call, in *awskms.SignInput) (*
 	if err != nil {
 		return nil, s.fromUse(k, "signing", err)
 	}
+	if err := s.checkPrehashed(ctx, k, in.SigningAlgorithm, digest, signature); err != nil {
+		return nil, err
+	}
 	return &awskms.SignOutput{KeyId: aws.String(k.arn), Signature: signature, SigningAlgorithm: in.SigningAlgorithm}, nil
+}
+
+// checkPrehashed keeps back the signature of a device that has CKM_EDDSA and
+// passes over the flag that makes it Ed25519ph: it would verify nowhere.
+func (s *Service) checkPrehashed(ctx context.Context, k *key, algorithm types.SigningAlgorithmSpec, digest, signature []byte) error {
+	if algorithm != types.SigningAlgorithmSpecEd25519PhSha512 {
+		return nil
+	}
+	if valid, err := s.verify(ctx, k, algorithm, digest, signature); err != nil || valid {
+		return err
+	}
+	return unsupported("%s is not available: this HSM's CKM_EDDSA does not heed the flag for it.", algorithm)
 }
 
 // Verify verifies a signature by the key's public half, so that the private
@@ -100,7 +115,7 @@ func (in signing) digest() ([]byte, error) {
 		return nil, validation("MessageType %s is not valid for algorithm %s.", in.messageType, in.algorithm)
 	case len(in.message) != size:
 		return nil, validation("Digest is invalid length for algorithm %s.", in.algorithm)
-	case a.hash == 0:
+	case in.messageType == a.noMechanism:
 		return nil, unsupported("MessageType %s is not available for algorithm %s: the HSM interface has no mechanism for it.", in.messageType, in.algorithm)
 	}
 	return in.message, nil
@@ -130,7 +145,7 @@ func (s *Service) verify(ctx context.Context, k *key, algorithm types.SigningAlg
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(public, digest, signature), nil
 	case ed25519.PublicKey:
-		return ed25519.Verify(public, digest, signature), nil
+		return verifyEd25519(public, algorithm, digest, signature), nil
 	}
 	return false, fmt.Errorf("the public key of %s is a %T", k.arn, public)
 }
@@ -140,6 +155,17 @@ func verifyRSA(public *rsa.PublicKey, algorithm types.SigningAlgorithmSpec, hash
 		return rsa.VerifyPSS(public, hash, digest, signature, &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}) == nil
 	}
 	return rsa.VerifyPKCS1v15(public, hash, digest, signature) == nil
+}
+
+// verifyEd25519 knows Ed25519 and Ed25519ph without context (RFC 8032 §5.1).
+// The latter hashes what it is given by SHA-512, as AWS does with a message
+// that the caller has hashed already.
+func verifyEd25519(public ed25519.PublicKey, algorithm types.SigningAlgorithmSpec, message, signature []byte) bool {
+	if algorithm != types.SigningAlgorithmSpecEd25519PhSha512 {
+		return ed25519.Verify(public, message, signature)
+	}
+	hashed := sha512.Sum512(message)
+	return ed25519.VerifyWithOptions(public, hashed[:], signature, &ed25519.Options{Hash: crypto.SHA512}) == nil
 }
 
 // GetPublicKey returns the public half of a key pair with what it is for.

@@ -99,6 +99,9 @@ type signingAlgorithm struct {
 	takes map[types.MessageType]int
 	// notRaw: a message of type RAW is refused.
 	notRaw bool
+	// noMechanism is a message type of AWS's that PKCS#11 (3.2) has no
+	// mechanism for.
+	noMechanism types.MessageType
 }
 
 var signingAlgorithms = map[types.SigningAlgorithmSpec]signingAlgorithm{
@@ -113,7 +116,7 @@ var signingAlgorithms = map[types.SigningAlgorithmSpec]signingAlgorithm{
 	types.SigningAlgorithmSpecEcdsaSha512:          digesting(crypto.SHA512),
 	types.SigningAlgorithmSpecEd25519Sha512:        {},
 	types.SigningAlgorithmSpecEd25519PhSha512:      {takes: map[types.MessageType]int{types.MessageTypeDigest: 64}, notRaw: true},
-	types.SigningAlgorithmSpecMlDsaShake256:        {takes: map[types.MessageType]int{types.MessageTypeExternalMu: 64}},
+	types.SigningAlgorithmSpecMlDsaShake256:        {takes: map[types.MessageType]int{types.MessageTypeExternalMu: 64}, noMechanism: types.MessageTypeExternalMu},
 }
 
 func digesting(h crypto.Hash) signingAlgorithm {

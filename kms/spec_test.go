@@ -1,6 +1,9 @@
 package kms
 
 import (
+	"crypto"
+	"crypto/ed25519"
+	"crypto/sha512"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
@@ -76,7 +79,9 @@ func TestMessages(t *testing.T) {
 		{"ED25519_SHA_512", "DIGEST", long, 0, "ValidationException"},
 		{"ED25519_PH_SHA_512", "RAW", []byte("m"), 0, "ValidationException"},
 		{"ED25519_PH_SHA_512", "DIGEST", long[1:], 0, "ValidationException"},
-		{"ED25519_PH_SHA_512", "DIGEST", long, 0, "UnsupportedOperationException"},
+		{"ED25519_PH_SHA_512", "DIGEST", long, 64, ""},
+		{"ED25519_PH_SHA_512", "", long, 0, "ValidationException"},
+		{"ED25519_PH_SHA_512", "EXTERNAL_MU", long, 0, "ValidationException"},
 		{"ML_DSA_SHAKE_256", "RAW", []byte("m"), 1, ""},
 		{"ML_DSA_SHAKE_256", "DIGEST", long, 0, "ValidationException"},
 		{"ML_DSA_SHAKE_256", "EXTERNAL_MU", long[1:], 0, "ValidationException"},
@@ -89,6 +94,41 @@ func TestMessages(t *testing.T) {
 		}
 		if len(digest) != test.size || code != test.code {
 			t.Errorf("%s %s of %d bytes: %d bytes, %q", test.algorithm, test.kind, len(test.message), len(digest), code)
+		}
+	}
+}
+
+// TestVerifyEd25519: a signature of one of the two algorithms is none of the
+// other's, and Ed25519ph hashes the digest that it is given once more.
+func TestVerifyEd25519(t *testing.T) {
+	const pure, prehashed = types.SigningAlgorithmSpecEd25519Sha512, types.SigningAlgorithmSpecEd25519PhSha512
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := sha512.Sum512([]byte("message"))
+	twice := sha512.Sum512(digest[:])
+	ph := func(hashed [64]byte) []byte {
+		signature, err := private.Sign(nil, hashed[:], &ed25519.Options{Hash: crypto.SHA512})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return signature
+	}
+	for _, test := range []struct {
+		algorithm types.SigningAlgorithmSpec
+		signature []byte
+		want      bool
+	}{
+		{pure, ed25519.Sign(private, digest[:]), true},
+		{pure, ph(twice), false},
+		{prehashed, ph(twice), true},
+		{prehashed, ph(digest), false},
+		{prehashed, ed25519.Sign(private, digest[:]), false},
+		{prehashed, nil, false},
+	} {
+		if got := verifyEd25519(public, test.algorithm, digest[:], test.signature); got != test.want {
+			t.Errorf("%s %x: %v", test.algorithm, test.signature, got)
 		}
 	}
 }

@@ -26,7 +26,9 @@ const (
 )
 
 // keyStates are the states that keys of this release can be in, in the order
-// of the columns of stateTable.
+// of the columns of stateTable. PendingReplicaDeletion has its column together
+// with PendingDeletion, as in AWS's table. Creating and Updating do not occur:
+// what AWS does meanwhile is done when the call is answered.
 var keyStates = [...]types.KeyState{types.KeyStateEnabled, types.KeyStateDisabled, types.KeyStatePendingDeletion, types.KeyStatePendingImport}
 
 // stateTable is "Key states of AWS KMS keys" of the KMS developer guide for
@@ -76,6 +78,8 @@ var stateTable = map[string][len(keyStates)]verdict{
 	"GetParametersForImport":              {ok, ok, pendingDeletion, ok},
 	"ImportKeyMaterial":                   {ok, ok, pendingDeletion, ok},
 	"DeleteImportedKeyMaterial":           {ok, ok, ok, ok},
+	"ReplicateKey":                        {ok, disabled, pendingDeletion, pendingImport},
+	"UpdatePrimaryRegion":                 {ok, disabled, pendingDeletion, pendingImport},
 	"CancelKeyDeletion":                   {notPendingDeletion, notPendingDeletion, ok, notPendingDeletion},
 }
 
@@ -85,8 +89,12 @@ func checkState(operation string, k *key) error {
 	if !listed {
 		return fmt.Errorf("operation %s is missing from the table of key states", operation)
 	}
+	current := types.KeyState(k.State)
+	if current == types.KeyStatePendingReplicaDeletion {
+		current = types.KeyStatePendingDeletion
+	}
 	for i, state := range keyStates {
-		if string(state) != k.State {
+		if state != current {
 			continue
 		}
 		switch row[i] {

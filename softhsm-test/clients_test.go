@@ -157,8 +157,9 @@ func TestAWSCLIErrors(t *testing.T) {
 	d.awsError(t, "NotFoundException", "Encrypt", "encrypt", "--key-id", "alias/nobody", "--plaintext", text)
 	d.awsError(t, "NotFoundException", "DescribeKey", "describe-key", "--key-id", "00000000-0000-4000-8000-000000000000")
 	d.awsError(t, "ValidationException", "GenerateRandom", "generate-random", "--number-of-bytes", "2000")
-	d.awsError(t, "UnsupportedOperationException", "CreateKey", "create-key", "--multi-region")
-	d.awsError(t, "UnsupportedOperationException", "ListGrants", "list-grants", "--key-id", "00000000-0000-4000-8000-000000000000")
+	d.awsError(t, "UnsupportedOperationException", "CreateKey", "create-key", "--custom-key-store-id", "cks-1234567890abcdef0")
+	d.awsError(t, "UnsupportedOperationException", "DescribeCustomKeyStores", "describe-custom-key-stores")
+	d.awsError(t, "NotFoundException", "ListGrants", "list-grants", "--key-id", "00000000-0000-4000-8000-000000000000")
 	d.awsError(t, "InvalidCiphertextException", "Decrypt", "decrypt", "--ciphertext-blob", d.file(t, "junk", []byte("junk")))
 	wrong := *d
 	wrong.admin.Secret = strings.Repeat("x", 40)

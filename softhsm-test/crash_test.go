@@ -131,15 +131,22 @@ func TestCrashInCreateKey(t *testing.T) {
 	}
 }
 
+// stoppedWithKey is a deployment that has a key and is not served any more.
+func stoppedWithKey(t *testing.T) (d *deployment, key *types.KeyMetadata, blob []byte) {
+	t.Helper()
+	d = newDeployment(t, "failpoint")
+	s := d.serve(t)
+	c := d.client(t)
+	key = createKey(t, c)
+	blob = encrypt(t, c, *key.KeyId, marker, nil)
+	must(0, s.stop())(t)
+	return d, key, blob
+}
+
 // A change that was killed before its commit never happened; after it, it
 // holds. A call that changes nothing is answered only once it is recorded.
 func TestCrashInOtherCalls(t *testing.T) {
-	d := newDeployment(t, "failpoint")
-	s := d.serve(t)
-	c := d.client(t)
-	key := createKey(t, c)
-	blob := encrypt(t, c, *key.KeyId, marker, nil)
-	must(0, s.stop())(t)
+	d, key, blob := stoppedWithKey(t)
 	count := func(event string) int { return len(d.records(t, "record->>'eventName' = $1", event)) }
 	for _, row := range []struct {
 		point, event string

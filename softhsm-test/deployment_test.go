@@ -23,6 +23,7 @@ import (
 
 const (
 	otherRegion = "eu-central-1"
+	thirdRegion = "ap-southeast-2"
 	userPIN     = "1234-user"
 	officerPIN  = "5678-officer"
 )
@@ -136,7 +137,7 @@ func (d *deployment) settings() []string {
 	return []string{
 		"TRENT_HSM_MODULE=" + d.module, "TRENT_HSM_TOKEN=" + d.label, "TRENT_PIN_FILE=" + d.pinFile(),
 		"TRENT_DATABASE_URL=" + d.database,
-		"TRENT_ACCOUNT=" + account, "TRENT_REGIONS=" + region + "," + otherRegion, "TRENT_HOST=test-host",
+		"TRENT_ACCOUNT=" + account, "TRENT_REGIONS=" + region + "," + otherRegion + "," + thirdRegion, "TRENT_HOST=test-host",
 	}
 }
 

@@ -42,28 +42,37 @@ type answer struct {
 // raw signs r with the SDK's own signer and sends it.
 func (d *deployment) raw(t testing.TB, r request) answer {
 	t.Helper()
-	req := d.signed(t, r)
-	resp, err := (&http.Client{Timeout: 60 * time.Second}).Do(req)
+	return must(d.send(&http.Client{Timeout: 60 * time.Second}, r))(t)
+}
+
+// send is raw for tests that send from many goroutines.
+func (d *deployment) send(through *http.Client, r request) (answer, error) {
+	req, err := d.sign(r)
 	if err != nil {
-		t.Fatal(err)
+		return answer{}, err
+	}
+	resp, err := through.Do(req)
+	if err != nil {
+		return answer{}, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return parseAnswer(resp, body)
+	return parseAnswer(resp, body), err
 }
 
 func (d *deployment) signed(t testing.TB, r request) *http.Request {
 	t.Helper()
+	return must(d.sign(r))(t)
+}
+
+func (d *deployment) sign(r request) (*http.Request, error) {
 	method := r.method
 	if method == "" {
 		method = http.MethodPost
 	}
 	req, err := http.NewRequestWithContext(context.Background(), method, d.url+"/", bytes.NewReader(r.body))
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	req.Header.Set("Content-Type", "application/x-amz-json-1.1")
 	if r.operation != "" {
@@ -87,12 +96,12 @@ func (d *deployment) signed(t testing.TB, r request) *http.Request {
 	err = v4.NewSigner().SignHTTP(context.Background(), aws.Credentials{AccessKeyID: key.ID, SecretAccessKey: key.Secret},
 		req, hex.EncodeToString(sum[:]), service, in, time.Now().Add(-r.late))
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if r.after != nil {
 		r.after(req)
 	}
-	return req
+	return req, nil
 }
 
 func parseAnswer(resp *http.Response, body []byte) answer {

@@ -158,12 +158,7 @@ func TestAutomaticRotationInAFleet(t *testing.T) {
 // A rotation that is killed on its way leaves the key as it was, and one that
 // was committed leaves it with exactly one more backing key.
 func TestCrashInRotation(t *testing.T) {
-	d := newDeployment(t, "failpoint")
-	s := d.serve(t)
-	c := d.client(t)
-	key := createKey(t, c)
-	blob := encrypt(t, c, *key.KeyId, marker, nil)
-	must(0, s.stop())(t)
+	d, key, blob := stoppedWithKey(t)
 	want := 1
 	for _, point := range []string{"hbk.generated", "hbk.wrapped", "rotation.sealed", "change.before_commit", "change.after_commit"} {
 		t.Run(point, func(t *testing.T) {

@@ -160,6 +160,14 @@ var keyStateTable = []struct {
 		_, err := s.c.DeleteImportedKeyMaterial(ctx, &kms.DeleteImportedKeyMaterialInput{KeyId: &s.id})
 		return err
 	}},
+	{"ReplicateKey", unsupported, disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: &s.id, ReplicaRegion: aws.String(otherRegion)})
+		return err
+	}},
+	{"UpdatePrimaryRegion", unsupported, disabled, invalid, invalid, func(ctx context.Context, s subject) error {
+		_, err := s.c.UpdatePrimaryRegion(ctx, &kms.UpdatePrimaryRegionInput{KeyId: &s.id, PrimaryRegion: aws.String(otherRegion)})
+		return err
+	}},
 	{"CreateGrant", "", disabled, invalid, invalid, func(ctx context.Context, s subject) error {
 		_, err := s.c.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: &s.id, GranteePrincipal: userARN("app"), Operations: []types.GrantOperation{"Encrypt"}})
 		return err
@@ -186,7 +194,7 @@ const (
 	disabled = "DisabledException"
 	invalid  = "KMSInvalidStateException"
 
-	unsupported = "UnsupportedOperationException" // by the key's origin
+	unsupported = "UnsupportedOperationException" // by the key's origin, or because it is a single-Region key
 	noBlob      = "no ciphertext can exist"
 	noGrant     = "NotFoundException" // no grant can exist
 )
@@ -196,8 +204,12 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	t.Helper()
 	ctx := context.Background()
 	key := createKey(t, c)
-	if state == "PendingImport" {
+	switch state {
+	case "PendingImport":
 		key = externalKey(t, c)
+	case "PendingReplicaDeletion":
+		key = must(c.CreateKey(ctx, &kms.CreateKeyInput{MultiRegion: aws.Bool(true)}))(t).KeyMetadata
+		must(c.ReplicateKey(ctx, &kms.ReplicateKeyInput{KeyId: key.KeyId, ReplicaRegion: aws.String(otherRegion)}))(t)
 	}
 	s := subject{c: c, id: *key.KeyId, alias: "alias/state-" + *key.KeyId, spare: spare, grant: strings.Repeat("0", 64)}
 	if state != "PendingImport" {
@@ -210,7 +222,7 @@ func newSubject(t *testing.T, c *kms.Client, state, spare string) subject {
 	switch state {
 	case "Disabled":
 		must(c.DisableKey(ctx, &kms.DisableKeyInput{KeyId: &s.id}))(t)
-	case "PendingDeletion":
+	case "PendingDeletion", "PendingReplicaDeletion":
 		must(c.ScheduleKeyDeletion(ctx, &kms.ScheduleKeyDeletionInput{KeyId: &s.id}))(t)
 	}
 	return s
@@ -222,6 +234,7 @@ func TestKeyStates(t *testing.T) {
 	for _, row := range keyStateTable {
 		for state, want := range map[string]string{
 			"Enabled": row.enabled, "Disabled": row.disabled, "PendingDeletion": row.pending, "PendingImport": row.awaiting,
+			"PendingReplicaDeletion": row.pending,
 		} {
 			if want == noBlob {
 				continue

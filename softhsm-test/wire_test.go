@@ -11,44 +11,6 @@ import (
 	"time"
 )
 
-func TestMalformedBodies(t *testing.T) {
-	d := shared(t)
-	for name, body := range map[string]string{
-		"no JSON":           "hoge",
-		"cut off":           `{"KeyId":"`,
-		"array":             `[]`,
-		"string":            `"x"`,
-		"number":            `7`,
-		"two values":        `{} {}`,
-		"trailing comma":    `{"KeyId":"a",}`,
-		"invalid UTF-8":     "{\"KeyId\":\"\xff\"}",
-		"lone surrogate":    `{"KeyId":"\ud800"}`,
-		"number as id":      `{"KeyId":7}`,
-		"object as id":      `{"KeyId":{}}`,
-		"array as id":       `{"KeyId":["a"]}`,
-		"true as id":        `{"KeyId":true}`,
-		"bad base64":        `{"KeyId":"a","Plaintext":"*"}`,
-		"number as blob":    `{"KeyId":"a","Plaintext":7}`,
-		"list context":      `{"KeyId":"a","Plaintext":"eA==","EncryptionContext":["a"]}`,
-		"number in context": `{"KeyId":"a","Plaintext":"eA==","EncryptionContext":{"a":1}}`,
-		"string for bool":   `{"KeyId":"a","Plaintext":"eA==","DryRun":"yes"}`,
-		"string for list":   `{"KeyId":"a","Plaintext":"eA==","GrantTokens":"a"}`,
-		"deep":              strings.Repeat(`{"a":`, 20000) + "1" + strings.Repeat("}", 20000),
-	} {
-		t.Run(name, func(t *testing.T) {
-			a := d.raw(t, request{operation: "Encrypt", body: []byte(body)})
-			a.want(t, 400, "SerializationException")
-			if name != "invalid UTF-8" && name != "deep" {
-				d.wantRecord(t, a.requestID, "Encrypt", "SerializationException")
-			}
-		})
-	}
-	a := d.raw(t, request{operation: "GenerateRandom", body: []byte(`{"NumberOfBytes":"16"}`)})
-	a.want(t, 400, "SerializationException")
-	a = d.raw(t, request{operation: "GenerateRandom", body: []byte(`{"NumberOfBytes":99999999999}`)})
-	a.want(t, 400, "SerializationException")
-}
-
 func TestConstraints(t *testing.T) {
 	d := shared(t)
 	const failed = " failed to satisfy constraint: Member must "

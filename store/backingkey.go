@@ -10,7 +10,7 @@ import (
 // BackingKey is one version of a key's material, wrapped by the HSM.
 type BackingKey struct {
 	Account, Region, KeyID string
-	ID                     [16]byte // random; what ciphertexts carry
+	ID                     [16]byte // random; what ciphertexts carry. Related keys share it
 	Version                int64
 	EKT                    []byte
 	MaterialID             string // AWS's KeyMaterialId, 64 hex digits
@@ -29,7 +29,7 @@ type BackingKey struct {
 }
 
 func (k *BackingKey) table() string    { return "backing_keys" }
-func (k *BackingKey) identity() string { return fmt.Sprintf("%x", k.ID) }
+func (k *BackingKey) identity() string { return fmt.Sprintf("%s/%x", k.Region, k.ID) }
 func (k *BackingKey) columns() []column {
 	return []column{
 		{"account", &k.Account}, {"region", &k.Region}, {"key_id", &k.KeyID}, {"id", &k.ID},
@@ -44,7 +44,7 @@ func (k *BackingKey) later() []string {
 	return []string{"number", "rotation_type", "rotated", "pending", "expires", "description"}
 }
 
-var backingKeySQL = statementsFor(&BackingKey{}, "id")
+var backingKeySQL = statementsFor(&BackingKey{}, "account", "region", "id")
 
 // BackingKey returns a backing key, or ErrNotFound. The caller still has to
 // compare KeyID with the key it means.
@@ -56,12 +56,18 @@ func (db *DB) BackingKey(ctx context.Context, account, region string, id [16]byt
 // InsertBackingKey adds a backing key, and its encryption budget with nothing
 // reserved.
 func (c *Change) InsertBackingKey(ctx context.Context, k BackingKey) error {
-	c.touched(k.Account, k.Region, KindKey, k.KeyID)
-	if err := c.insert(ctx, &k, &k.Version, backingKeySQL); err != nil {
+	if err := c.insertShared(ctx, k); err != nil {
 		return err
 	}
 	b := budget{BackingKey: k.ID}
 	return c.insert(ctx, &b, &b.Version, budgetSQL)
+}
+
+// insertShared adds a backing key whose budget there is already: it counts for
+// all Regions.
+func (c *Change) insertShared(ctx context.Context, k BackingKey) error {
+	c.touched(k.Account, k.Region, KindKey, k.KeyID)
+	return c.insert(ctx, &k, &k.Version, backingKeySQL)
 }
 
 // budget counts the encryptions that hosts have reserved under a backing key:

@@ -37,6 +37,10 @@ type Key struct {
 	MaterialMissing bool       // imported material that the key needs is not there
 	MaterialExpires *time.Time // when the first of what is there expires
 
+	// Of a multi-Region key, and the same in the rows of all related keys.
+	PrimaryRegion  string
+	ReplicaRegions []string // sorted
+
 	GrantCount int32
 	GrantPages []byte // see grantPage
 }
@@ -56,13 +60,14 @@ func (k *Key) columns() []column {
 		{"rotation_period_days", &k.RotationPeriodInDays}, {"next_rotation", &k.NextRotation},
 		{"on_demand_rotations", &k.OnDemandRotations}, {"backing_key_set", &k.BackingKeySet},
 		{"material_missing", &k.MaterialMissing}, {"material_expires", &k.MaterialExpires},
+		{"primary_region", &k.PrimaryRegion}, {"replica_regions", &k.ReplicaRegions},
 		{"grant_count", &k.GrantCount}, {"grant_pages", &k.GrantPages},
 	}
 }
 
 func (k *Key) later() []string {
 	return []string{"rotation_period_days", "next_rotation", "on_demand_rotations", "backing_key_set",
-		"material_missing", "material_expires", "grant_count", "grant_pages"}
+		"material_missing", "material_expires", "primary_region", "replica_regions", "grant_count", "grant_pages"}
 }
 
 var keySQL = statementsFor(&Key{}, "account", "region", "id")
@@ -121,8 +126,9 @@ func (c *Change) UpdateKey(ctx context.Context, k Key) error {
 	return c.update(ctx, &k, &k.Version, keySQL)
 }
 
-// DeleteKey removes the key of version k.Version with its backing keys, their
-// budgets, its grants and its aliases. What it encrypted cannot be decrypted any more.
+// DeleteKey removes the key of version k.Version with its backing keys, those
+// budgets that no related key shares, its grants and its aliases. What it
+// encrypted cannot be decrypted any more, but by a related key.
 func (c *Change) DeleteKey(_ context.Context, k Key) error {
 	c.touched(k.Account, k.Region, KindKey, k.ID)
 	key := []any{k.Account, k.Region, k.ID}
@@ -130,7 +136,8 @@ func (c *Change) DeleteKey(_ context.Context, k Key) error {
 		append(key, k.Version)...)
 	c.queue(anyRows, `
 		DELETE FROM encryption_budgets b USING backing_keys h
-		WHERE h.id = b.backing_key AND h.account = $1 AND h.region = $2 AND h.key_id = $3`, key...)
+		WHERE h.id = b.backing_key AND h.account = $1 AND h.region = $2 AND h.key_id = $3
+			AND NOT EXISTS (SELECT FROM backing_keys o WHERE o.id = h.id AND (o.account, o.region) <> ($1, $2))`, key...)
 	c.queue(anyRows, "DELETE FROM backing_keys WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(anyRows, "DELETE FROM key_last_usage WHERE account = $1 AND region = $2 AND key_id = $3", key...)
 	c.queue(anyRows, "DELETE FROM grants WHERE account = $1 AND region = $2 AND key_id = $3", key...)

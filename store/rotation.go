@@ -132,6 +132,10 @@ func (c *Change) RotateKey(ctx context.Context, k Key, set BackingKeySet, next B
 // new (version 0; their number is filled in) or have changed. set are those of
 // k so far.
 func (c *Change) ChangeMaterial(ctx context.Context, k Key, set BackingKeySet, written ...BackingKey) error {
+	return c.changeMaterial(ctx, k, set, written, c.InsertBackingKey)
+}
+
+func (c *Change) changeMaterial(ctx context.Context, k Key, set BackingKeySet, written []BackingKey, insert insertion) error {
 	after := maps.Clone(set)
 	for i := range written {
 		b := &written[i]
@@ -141,26 +145,30 @@ func (c *Change) ChangeMaterial(ctx context.Context, k Key, set BackingKeySet, w
 		}
 		after[b.ID] = b.Version + 1
 	}
-	return c.writeMaterial(ctx, k, after, written)
+	return c.writeMaterial(ctx, k, after, written, insert)
 }
 
+// insertion is how a new backing key is written: with a budget or without.
+type insertion func(context.Context, BackingKey) error
+
 // DropMaterial writes k as UpdateKey does and removes dropped, the newest of
-// its backing keys, with its budget.
+// its backing keys, with its budget: drop it from all related keys.
 func (c *Change) DropMaterial(ctx context.Context, k Key, set BackingKeySet, dropped BackingKey) error {
 	after := maps.Clone(set)
 	delete(after, dropped.ID)
 	c.queue(anyRows, "DELETE FROM encryption_budgets WHERE backing_key = $1", dropped.ID)
-	c.queue(oneRow, "DELETE FROM backing_keys WHERE id = $1 AND version = $2", dropped.ID, dropped.Version)
-	return c.writeMaterial(ctx, k, after, nil)
+	c.queue(oneRow, "DELETE FROM backing_keys WHERE account = $1 AND region = $2 AND id = $3 AND version = $4",
+		k.Account, k.Region, dropped.ID, dropped.Version)
+	return c.writeMaterial(ctx, k, after, nil, nil)
 }
 
-func (c *Change) writeMaterial(ctx context.Context, k Key, after BackingKeySet, written []BackingKey) error {
+func (c *Change) writeMaterial(ctx context.Context, k Key, after BackingKeySet, written []BackingKey, insert insertion) error {
 	k.BackingKeySet = after.digest(k.CurrentBackingKey)
 	if err := c.UpdateKey(ctx, k); err != nil {
 		return err
 	}
 	for _, b := range written {
-		write := c.InsertBackingKey
+		write := insert
 		if b.Version > 0 {
 			write = c.updateBackingKey
 		}

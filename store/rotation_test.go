@@ -14,7 +14,8 @@ func made(t *testing.T, db *DB, name string) (Key, BackingKey) {
 	t.Helper()
 	k, b := sampleKey(name)
 	k.RotationPeriodInDays, k.NextRotation, k.OnDemandRotations, k.BackingKeySet, k.DeletionDate = 0, nil, 0, nil, nil
-	k.MaterialMissing, k.MaterialExpires, k.GrantCount, k.GrantPages = false, nil, 0, nil
+	k.MaterialMissing, k.MaterialExpires, k.PrimaryRegion, k.ReplicaRegions = false, nil, "", nil
+	k.GrantCount, k.GrantPages = 0, nil
 	b.RotationType, b.Rotated, b.Pending, b.Expires, b.Description = "", nil, false, nil, ""
 	must(t, db, func(c *Change) error {
 		return errors.Join(c.InsertKey(t.Context(), k), c.InsertBackingKey(t.Context(), b))
@@ -140,7 +141,8 @@ func TestEarlierKeyRow(t *testing.T) {
 func TestLaterColumns(t *testing.T) {
 	k, _ := sampleKey("k")
 	k.RotationPeriodInDays, k.NextRotation, k.OnDemandRotations, k.BackingKeySet = 0, nil, 0, nil
-	k.MaterialMissing, k.MaterialExpires, k.GrantCount, k.GrantPages = false, nil, 0, nil
+	k.MaterialMissing, k.MaterialExpires, k.PrimaryRegion, k.ReplicaRegions = false, nil, "", nil
+	k.GrantCount, k.GrantPages = 0, nil
 	names := func() (names []string) {
 		for _, c := range sealed(&k) {
 			names = append(names, c.name)

@@ -49,6 +49,8 @@ func zero(value any) bool {
 		return len(*v) == 0
 	case *[]Tag:
 		return len(*v) == 0
+	case *[]string:
+		return len(*v) == 0
 	}
 	return reflect.ValueOf(value).Elem().IsZero()
 }
@@ -92,6 +94,8 @@ func arguments(r row, s seal) []any {
 			args = append(args, append([]byte{}, *v...)) // nil would be NULL
 		case *[]Tag:
 			args = append(args, append([]Tag{}, *v...))
+		case *[]string:
+			args = append(args, append([]string{}, *v...))
 		default:
 			args = append(args, c.value)
 		}
@@ -114,6 +118,11 @@ func settle(r row) {
 		case *[]Tag:
 			*v = slices.Clone(*v)
 			slices.SortFunc(*v, func(a, b Tag) int { return strings.Compare(a.Key, b.Key) })
+			if len(*v) == 0 {
+				*v = nil
+			}
+		case *[]string:
+			*v = slices.Sorted(slices.Values(*v))
 			if len(*v) == 0 {
 				*v = nil
 			}

@@ -100,6 +100,8 @@ func (m *message) value(v any) error {
 		}
 	case *[]Tag:
 		return m.tags(*v)
+	case *[]string:
+		return m.texts(*v)
 	default:
 		return fmt.Errorf("encoding a %T: not a type of the grammar", v)
 	}
@@ -116,6 +118,19 @@ func (m *message) tags(tags []Tag) error {
 		member.text(t.Key)
 		member.text(t.Value)
 		members[i] = member.b
+	}
+	m.set(members)
+	return nil
+}
+
+// texts adds a set whose members are the texts' bytes.
+func (m *message) texts(texts []string) error {
+	members := make([][]byte, len(texts))
+	for i, t := range texts {
+		if !storable(t) {
+			return ErrUnstorable
+		}
+		members[i] = []byte(t)
 	}
 	m.set(members)
 	return nil

@@ -94,6 +94,7 @@ func sampleKey(name string) (Key, BackingKey) {
 		MultiRegion: true, Created: now, DeletionDate: &now, PendingWindowInDays: 7,
 		CurrentBackingKey: hbk.ID, RotationPeriodInDays: 365, NextRotation: &now, OnDemandRotations: 1,
 		BackingKeySet: []byte("digest"), MaterialMissing: true, MaterialExpires: &now,
+		PrimaryRegion: hbk.Region, ReplicaRegions: []string{"us-east-1", "eu-west-1"},
 		GrantCount: 1, GrantPages: []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x01"),
 	}, hbk
 }
@@ -152,6 +153,7 @@ func TestKeyRoundTrip(t *testing.T) {
 	want.Version, want.CurrentBackingKey = 1, loaded.CurrentBackingKey
 	want.Created, want.DeletionDate, want.NextRotation, want.MaterialExpires = loaded.Created, loaded.DeletionDate, loaded.NextRotation, loaded.MaterialExpires
 	slices.Reverse(want.Tags)
+	slices.Reverse(want.ReplicaRegions)
 	if diff := cmp.Diff(want, loaded); diff != "" {
 		t.Errorf("key changed on its way: %s", diff)
 	}

@@ -58,6 +58,7 @@ var alterations = map[string][]string{
 	"timestamp with time zone": {"%s + interval '1 microsecond'", "NULL"},
 	"uuid":                     {"gen_random_uuid()"},
 	"bytea":                    {`%s || '\x00'`, `''`},
+	"ARRAY":                    {`%s || 'x'::text`, `'{}'`},
 	"jsonb":                    {`%s || '[{"Key":"z","Value":""}]'`, `'[]'`, `'7'`},
 }
 

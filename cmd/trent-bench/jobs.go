@@ -12,10 +12,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+
+	"github.com/trent-kms/trent/hsm"
 )
 
 type credentials struct{ id, secret string }
@@ -95,17 +98,40 @@ func (t *target) makeJobs(ctx context.Context) error {
 	text := bytes.Repeat([]byte{7}, 32)
 	seal := map[string]any{"KeyId": id, "Plaintext": text}
 	t.jobs = []job{
-		{name: "Encrypt", wanted: []byte(`"CiphertextBlob":"`), request: same("Encrypt", seal)},
+		{name: "Encrypt", aimed: true, wanted: []byte(`"CiphertextBlob":"`), request: same("Encrypt", seal)},
 		// Each connection has a ciphertext of its own, and every plaintext is
 		// compared.
-		{name: "Decrypt", wanted: []byte(`"Plaintext":"` + base64.StdEncoding.EncodeToString(text) + `"`), request: func(t *target, _ int) ([]byte, error) {
+		{name: "Decrypt", aimed: true, wanted: []byte(`"Plaintext":"` + base64.StdEncoding.EncodeToString(text) + `"`), request: func(t *target, _ int) ([]byte, error) {
 			var sealed struct{ CiphertextBlob []byte }
 			if err := t.call(ctx, "Encrypt", seal, &sealed); err != nil {
 				return nil, err
 			}
 			return same("Decrypt", map[string]any{"CiphertextBlob": sealed.CiphertextBlob})(t, 0)
 		}},
-		{name: "GenerateDataKey", wanted: []byte(`"Plaintext":"`), request: same("GenerateDataKey", map[string]any{"KeyId": id, "KeySpec": "AES_256"})},
+		{name: "GenerateDataKey", aimed: true, wanted: []byte(`"Plaintext":"`), request: same("GenerateDataKey", map[string]any{"KeyId": id, "KeySpec": "AES_256"})},
+	}
+	return t.makeKeyJobs(ctx, id)
+}
+
+// makeKeyJobs adds the requests that use keys of other specs.
+func (t *target) makeKeyJobs(ctx context.Context, id string) error {
+	message := bytes.Repeat([]byte{7}, 32)
+	for _, j := range keyJobs {
+		operation, _, _ := strings.Cut(j.name, " ")
+		body, wanted := map[string]any{"KeyId": id, "KeyPairSpec": j.spec}, "PrivateKeyPlaintext"
+		if j.algorithm != "" {
+			var made struct{ KeyMetadata struct{ KeyId string } }
+			usage := map[hsm.Use]string{hsm.UseSign: "SIGN_VERIFY", hsm.UseMAC: "GENERATE_VERIFY_MAC"}[j.use]
+			if err := t.call(ctx, "CreateKey", map[string]any{"KeySpec": j.spec, "KeyUsage": usage}, &made); err != nil {
+				return err
+			}
+			body = map[string]any{"KeyId": made.KeyMetadata.KeyId, "Message": message, "SigningAlgorithm": j.algorithm}
+			if wanted = "Signature"; j.use == hsm.UseMAC {
+				body = map[string]any{"KeyId": made.KeyMetadata.KeyId, "Message": message, "MacAlgorithm": j.algorithm}
+				wanted = "Mac"
+			}
+		}
+		t.jobs = append(t.jobs, job{name: j.name, wanted: []byte(`"` + wanted + `":"`), request: same(operation, body), only: callers})
 	}
 	return nil
 }

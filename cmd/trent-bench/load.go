@@ -30,6 +30,8 @@ type job struct {
 	name    string
 	request func(t *target, connection int) ([]byte, error)
 	wanted  []byte
+	aimed   bool // the project states an aim for it
+	only    int  // the one number of connections that it is measured at; 0 = all
 }
 
 // measure loads the target through a number of connections, each of which
@@ -60,7 +62,9 @@ func (t *target) measure(ctx context.Context, j job, connections int, d time.Dur
 	if err != nil {
 		return figure{}, err
 	}
-	return newFigure(j.name, connections, latencies, took, after.since(before)), nil
+	f := newFigure(j.name, connections, latencies, took, after.since(before))
+	f.aimed = j.aimed
+	return f, nil
 }
 
 // usage is the CPU time used so far.

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -19,6 +20,7 @@ import (
 type cli struct {
 	Duration    time.Duration `default:"3s" help:"How long each figure is measured."`
 	Connections []int         `default:"1,16,64" help:"Numbers of connections to load the servers with."`
+	Measure     []string      `default:"device,keys,service" enum:"device,keys,service" help:"What to measure: AES-GCM in the HSM, other keys in the HSM, the service over HTTP."`
 	JSON        bool          `name:"json" help:"Print JSON instead of tables."`
 	Trent       string        `type:"path" placeholder:"FILE" help:"The trent binary. The default is the one beside this program, or one built now."`
 
@@ -52,11 +54,31 @@ func (runCmd) Run(ctx context.Context, c *cli) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
 	r := newReport(c.Duration)
-	note := func(text string) { fmt.Fprintln(os.Stderr, "measuring "+text) }
-	note("the PKCS#11 module and the hsm layer")
-	if err := s.measureDevice(ctx, c.Duration, r); err != nil {
-		return err
+	if slices.Contains(c.Measure, "device") {
+		note("the PKCS#11 module and the hsm layer")
+		if err := s.measureDevice(ctx, c.Duration, r); err != nil {
+			return err
+		}
 	}
+	if slices.Contains(c.Measure, "keys") {
+		note("the same with other keys")
+		if err := s.measureKeys(ctx, c.Duration, r); err != nil {
+			return err
+		}
+	}
+	if slices.Contains(c.Measure, "service") {
+		if err := s.measureService(ctx, c, r); err != nil {
+			return err
+		}
+	}
+	r.compare()
+	return r.print(os.Stdout, c.JSON)
+}
+
+func note(text string) { fmt.Fprintln(os.Stderr, "measuring "+text) }
+
+// measureService loads the bare server and the service in turn.
+func (s *stack) measureService(ctx context.Context, c *cli, r *report) (err error) {
 	note("durable commits of Postgres")
 	if r.Commits, err = commitRate(ctx, s.pg.URL("postgres"), c.Duration); err != nil {
 		return err
@@ -72,6 +94,9 @@ func (runCmd) Run(ctx context.Context, c *cli) (err error) {
 	for _, connections := range c.Connections {
 		for _, on := range []*target{bare, trent} {
 			for _, job := range on.jobs {
+				if job.only != 0 && job.only != connections {
+					continue
+				}
 				note(fmt.Sprintf("%s at %d connections", job.name, connections))
 				f, err := on.measure(ctx, job, connections, c.Duration)
 				if err != nil {
@@ -81,6 +106,5 @@ func (runCmd) Run(ctx context.Context, c *cli) (err error) {
 			}
 		}
 	}
-	r.compare()
-	return r.print(os.Stdout, c.JSON)
+	return nil
 }

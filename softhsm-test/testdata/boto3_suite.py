@@ -185,16 +185,30 @@ class Errors(unittest.TestCase):
         with self.assertRaises(kms.exceptions.IncorrectKeyException):
             kms.decrypt(CiphertextBlob=bytes(blob), KeyId=new_key()["KeyId"])
 
+    def test_multi_region(self):
+        key = kms.create_key(MultiRegion=True)["KeyMetadata"]
+        self.assertRegex(key["KeyId"], "^mrk-[0-9a-f]{32}$")
+        self.assertEqual(key["MultiRegionConfiguration"]["MultiRegionKeyType"], "PRIMARY")
+        self.assertEqual(key["MultiRegionConfiguration"]["ReplicaKeys"], [])
+
     def test_unsupported(self):
         key = new_key()["KeyId"]
         for call, args in (
-            (kms.create_key, {"MultiRegion": True}),
             (kms.create_key, {"KeySpec": "ML_DSA_44", "KeyUsage": "SIGN_VERIFY"}),
             (kms.describe_custom_key_stores, {}),
             (kms.get_public_key, {"KeyId": key}),
-            (kms.create_grant, {"KeyId": key, "GranteePrincipal": ACCOUNT, "Operations": ["Encrypt"]}),
         ):
             self.assertCode("UnsupportedOperationException", call, **args)
+
+    def test_grants(self):
+        key = new_key()["KeyId"]
+        grantee = "arn:aws:iam::%s:user/app" % ACCOUNT
+        made = kms.create_grant(KeyId=key, GranteePrincipal=grantee, Operations=["Encrypt"], Name="app")
+        listed = kms.list_grants(KeyId=key)["Grants"]
+        self.assertEqual([g["GrantId"] for g in listed], [made["GrantId"]])
+        self.assertEqual(listed[0]["Operations"], ["Encrypt"])
+        kms.revoke_grant(KeyId=key, GrantId=made["GrantId"])
+        self.assertEqual(kms.list_grants(KeyId=key)["Grants"], [])
 
     def test_credentials(self):
         wrong = client(aws_secret_access_key="x" * 40, aws_access_key_id=os.environ["AWS_ACCESS_KEY_ID"])
