@@ -79,6 +79,9 @@ func (cfg DomainConfig) withDefaults() DomainConfig {
 	if cfg.Limits.Make <= 0 {
 		cfg.Limits.Make = time.Minute
 	}
+	if cfg.Limits.Open <= 0 {
+		cfg.Limits.Open = 30 * time.Second
+	}
 	if cfg.Patience <= 0 {
 		cfg.Patience = 2 * time.Second
 	}

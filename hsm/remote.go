@@ -53,6 +53,9 @@ type Limits struct {
 	// Make is for a call that makes or imports a key: RSA_4096 takes many
 	// seconds on some devices. 0 = 60 s.
 	Make time.Duration
+	// Open is for the start of a worker, its login and the look at its keys.
+	// 0 = 30 s.
+	Open time.Duration
 }
 
 // laneKind sorts calls by the lane of Token that serves them: a worker whose
@@ -66,6 +69,7 @@ const (
 	laneAsymmetric
 	laneKeeper
 	laneMaker
+	laneOpening // before there are lanes
 	laneCount
 )
 
@@ -75,8 +79,10 @@ func (c callOp) lane() laneKind {
 		return laneSealing
 	case callSign, callAgree, callDecryptRSA, callVerifySignature:
 		return laneAsymmetric
-	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport, callOpen:
+	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport:
 		return laneMaker
+	case callOpen:
+		return laneOpening
 	case callEncrypt, callDecrypt, callHMAC, callMAC, callRandom:
 		return laneSymmetric
 	}
@@ -318,8 +324,11 @@ func (w *remote) hung(now int64) (laneKind, bool) {
 			continue
 		}
 		limit := int64(w.limits.Call)
-		if f.lane == laneMaker {
+		switch f.lane {
+		case laneMaker:
 			limit = int64(w.limits.Make)
+		case laneOpening:
+			limit = int64(w.limits.Open)
 		}
 		if now-f.since > limit && now-w.moved[f.lane] > limit {
 			return f.lane, true

@@ -249,9 +249,6 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 	}}, nil
 }
 
-// openTimeout bounds the start of a worker, its login and the look at its keys.
-const openTimeout = 30 * time.Second
-
 // callsPerWorker is how many may be on their way, with all its lanes' queues.
 func (cfg Config) callsPerWorker() int { return 4 * cfg.withDefaults().Queue }
 
@@ -281,7 +278,7 @@ func (s *seat) unlock(ctx context.Context, t *target) error {
 	if err != nil {
 		return fmt.Errorf("encoding settings: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Open)
 	defer cancel()
 	pin := []byte(s.cfg.PIN.reveal())
 	defer clear(pin)
