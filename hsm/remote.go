@@ -20,9 +20,10 @@ type remote struct {
 	limits  Limits
 	coarse  atomic.Int64 // nanoseconds, moved on by watch
 
-	hangs    prometheus.Counter // of the member
-	loggedIn atomic.Bool        // the worker was about to try the PIN, or has
-	retire   chan struct{}      // holds one token when the worker asks for a successor
+	hangs    prometheus.Counter     // of the member
+	health   atomic.Pointer[Health] // what the worker said of its token last; nil = nothing
+	loggedIn atomic.Bool            // the worker was about to try the PIN, or has
+	retire   chan struct{}          // holds one token when the worker asks for a successor
 
 	mu    sync.Mutex // guards these
 	calls []*flight  // by id - 1; nil where no call is
@@ -195,7 +196,7 @@ func (w *remote) take(frame []byte) error {
 		return err
 	}
 	if status == statusNotice {
-		w.notice(r.number)
+		w.notice(&r)
 		return nil
 	}
 	f := w.arrived(id)
@@ -206,8 +207,13 @@ func (w *remote) take(frame []byte) error {
 	return nil
 }
 
-func (w *remote) notice(number uint32) {
-	switch number {
+func (w *remote) notice(r *reply) {
+	switch r.number {
+	case noticeHealth:
+		h := new(Health)
+		if r.read(h) == nil {
+			w.health.Store(h)
+		}
 	case noticeLogin:
 		w.loggedIn.Store(true)
 	case noticeHung:

@@ -17,7 +17,19 @@ type target struct {
 	caller
 	info   Info
 	remote *remote // nil in this process
+	token  *Token  // nil in another process
 	end    func()
+}
+
+// health is the token's own; it waits for nothing.
+func (t *target) health() Health {
+	if t.token != nil {
+		return t.token.Health()
+	}
+	if h := t.remote.health.Load(); h != nil {
+		return *h
+	}
+	return Health{State: StateReady}
 }
 
 // errOnce: nothing is known of the PIN but that it was tried.
@@ -242,7 +254,7 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 	if err != nil {
 		return nil, errors.Join(err, token.Close())
 	}
-	return &target{caller: m, info: token.Info(), end: func() {
+	return &target{caller: m, token: token, info: token.Info(), end: func() {
 		if err := token.Close(); err != nil {
 			s.log.Error("closing the token", "error", err)
 		}

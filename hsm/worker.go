@@ -50,6 +50,7 @@ const (
 	noticeLogin  = iota + 1 // the PIN is about to be tried for the first time
 	noticeRetire            // see workerSettings.Unwraps and Memory
 	noticeHung              // a call to the device takes longer than it may
+	noticeHealth            // the token's has changed: see Health
 )
 
 // gcPercent: a worker's live heap is small, and is rarely worth collecting.
@@ -238,6 +239,11 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 		// nothing to do: measured, a third of the worker's CPU time.
 		runtime.GOMAXPROCS(min(runtime.NumCPU(), token.cfg.Sessions))
 	}
+	token.gate.follow(func(h Health) {
+		notice := reply{number: noticeHealth}
+		_ = notice.describe(h)
+		_ = w.out.reply(0, statusNotice, &notice)
+	})
 	w.member.Store(member)
 	go w.watchMemory()
 	go w.watchDevice()
