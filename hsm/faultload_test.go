@@ -18,6 +18,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // keyUser is what the load asks for: of a member in this process, or of
@@ -54,6 +55,8 @@ func wrong(format string, args ...any) error {
 type workload struct {
 	user keyUser
 	ops  []loadOp
+	// think is how long a caller waits between two requests.
+	think time.Duration
 
 	// paused is write-locked to make the load stand still.
 	paused           sync.RWMutex

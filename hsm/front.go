@@ -79,6 +79,9 @@ func (cfg DomainConfig) withDefaults() DomainConfig {
 	if cfg.Limits.Make <= 0 {
 		cfg.Limits.Make = time.Minute
 	}
+	if cfg.Limits.Open <= 0 {
+		cfg.Limits.Open = 30 * time.Second
+	}
 	if cfg.Patience <= 0 {
 		cfg.Patience = 2 * time.Second
 	}
@@ -167,28 +170,4 @@ func (d *spread) close() {
 	d.stop()
 	d.tenders.Wait()
 	d.stats.unregister()
-}
-
-// MemberHealth is what is known of a member.
-type MemberHealth struct {
-	Name    string
-	Serves  bool
-	Stopped bool  // for good: the PIN must be corrected
-	Err     error // why it does not serve
-	Calls   int64 // on their way
-	Token   Info  // as it was when it was opened last
-}
-
-func (d *spread) health() []MemberHealth {
-	var all []MemberHealth
-	for _, s := range d.seats {
-		s.mu.Lock()
-		h := MemberHealth{Name: s.name, Stopped: s.stopped, Err: s.err, Calls: s.flying.Load(), Token: s.info}
-		s.mu.Unlock()
-		if h.Serves = s.target.Load() != nil; h.Serves {
-			h.Err = nil
-		}
-		all = append(all, h)
-	}
-	return all
 }

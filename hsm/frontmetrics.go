@@ -10,7 +10,7 @@ import (
 // frontMetrics are those of a domain's members, as the domain sees them.
 type frontMetrics struct {
 	d                               *spread
-	up, calls                       *prometheus.Desc
+	up, state, calls                *prometheus.Desc
 	retries, starts, retired, hangs *prometheus.CounterVec
 }
 
@@ -21,6 +21,7 @@ func newFrontMetrics(d *spread) *frontMetrics {
 	m := &frontMetrics{
 		d:       d,
 		up:      prometheus.NewDesc("trent_hsm_member_up", "Whether the member of the HSM domain serves.", []string{"member"}, nil),
+		state:   prometheus.NewDesc("trent_hsm_member_state", "1 for the state that the member of the HSM domain is in.", []string{"member", "state"}, nil),
 		calls:   prometheus.NewDesc("trent_hsm_member_calls", "Calls on their way to the member.", []string{"member"}, nil),
 		retries: counter("trent_hsm_retries_total", "Calls that the member failed and that were made again."),
 		starts:  counter("trent_hsm_worker_starts_total", "Worker processes started."),
@@ -51,6 +52,7 @@ func (m *frontMetrics) unregister() {
 // Describe implements prometheus.Collector.
 func (m *frontMetrics) Describe(out chan<- *prometheus.Desc) {
 	out <- m.up
+	out <- m.state
 	out <- m.calls
 	for _, c := range []*prometheus.CounterVec{m.retries, m.starts, m.retired, m.hangs} {
 		c.Describe(out)
@@ -63,14 +65,20 @@ func (m *frontMetrics) Collect(out chan<- prometheus.Metric) {
 		c.Collect(out)
 	}
 	for _, s := range m.d.seats {
-		t := s.target.Load()
-		up := 0.0
-		if t != nil {
-			up = 1
+		h := s.health()
+		out <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, truth(h.Serves), s.name)
+		for _, state := range states {
+			out <- prometheus.MustNewConstMetric(m.state, prometheus.GaugeValue, truth(state == h.State), s.name, string(state))
 		}
-		out <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, up, s.name)
 		out <- prometheus.MustNewConstMetric(m.calls, prometheus.GaugeValue, float64(s.flying.Load()), s.name)
 	}
+}
+
+func truth(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
 }
 
 // workerMetrics collects what the members' workers count. It describes

@@ -77,7 +77,8 @@ func (c *handleCache) acquire(ctx context.Context, ekt EKT) (*handle, error) {
 		h := c.insert(ekt)
 		c.mu.Unlock()
 		c.stats.misses.Inc()
-		go h.fill(ekt, victim)
+		// A copy: a caller who goes may use the bytes of ekt for something else.
+		go h.fill(EKT(h.name), victim)
 		return h.wait(ctx)
 	}
 }

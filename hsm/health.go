@@ -72,6 +72,23 @@ type gate struct {
 	mu     sync.Mutex
 	opened chan struct{} // closed when the gate opens; nil = it is open
 	health Health
+	tell   func(Health) // is told of every change, under mu; nil = no one
+}
+
+// follow has tell told how things are, and of every change. It must not block.
+func (g *gate) follow(tell func(Health)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.tell = tell
+	tell(g.health)
+}
+
+// become is called with mu held.
+func (g *gate) become(h Health) {
+	g.health = h
+	if g.tell != nil {
+		g.tell(h)
+	}
 }
 
 func (g *gate) now() Health {
@@ -92,7 +109,7 @@ func (g *gate) shut(why error) {
 		return
 	}
 	g.opened = make(chan struct{})
-	g.health = Health{State: StateRecovering, Reason: why.Error(), Since: time.Now()}
+	g.become(Health{State: StateRecovering, Reason: why.Error(), Since: time.Now()})
 }
 
 // set ends the waiting: with StateReady calls go on, with others they fail.
@@ -106,7 +123,7 @@ func (g *gate) set(state State, why string) {
 		close(g.opened)
 		g.opened = nil
 	}
-	g.health = Health{State: state, Reason: why, Since: time.Now()}
+	g.become(Health{State: state, Reason: why, Since: time.Now()})
 }
 
 // wait returns when calls may go on, or an error that says why they may not.

@@ -20,9 +20,10 @@ type remote struct {
 	limits  Limits
 	coarse  atomic.Int64 // nanoseconds, moved on by watch
 
-	hangs    prometheus.Counter // of the member
-	loggedIn atomic.Bool        // the worker was about to try the PIN, or has
-	retire   chan struct{}      // holds one token when the worker asks for a successor
+	hangs    prometheus.Counter     // of the member
+	health   atomic.Pointer[Health] // what the worker said of its token last; nil = nothing
+	loggedIn atomic.Bool            // the worker was about to try the PIN, or has
+	retire   chan struct{}          // holds one token when the worker asks for a successor
 
 	mu    sync.Mutex // guards these
 	calls []*flight  // by id - 1; nil where no call is
@@ -53,6 +54,9 @@ type Limits struct {
 	// Make is for a call that makes or imports a key: RSA_4096 takes many
 	// seconds on some devices. 0 = 60 s.
 	Make time.Duration
+	// Open is for the start of a worker, its login and the look at its keys.
+	// 0 = 30 s.
+	Open time.Duration
 }
 
 // laneKind sorts calls by the lane of Token that serves them: a worker whose
@@ -66,6 +70,7 @@ const (
 	laneAsymmetric
 	laneKeeper
 	laneMaker
+	laneOpening // before there are lanes
 	laneCount
 )
 
@@ -75,8 +80,10 @@ func (c callOp) lane() laneKind {
 		return laneSealing
 	case callSign, callAgree, callDecryptRSA, callVerifySignature:
 		return laneAsymmetric
-	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport, callOpen:
+	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport:
 		return laneMaker
+	case callOpen:
+		return laneOpening
 	case callEncrypt, callDecrypt, callHMAC, callMAC, callRandom:
 		return laneSymmetric
 	}
@@ -189,7 +196,7 @@ func (w *remote) take(frame []byte) error {
 		return err
 	}
 	if status == statusNotice {
-		w.notice(r.number)
+		w.notice(&r)
 		return nil
 	}
 	f := w.arrived(id)
@@ -200,8 +207,13 @@ func (w *remote) take(frame []byte) error {
 	return nil
 }
 
-func (w *remote) notice(number uint32) {
-	switch number {
+func (w *remote) notice(r *reply) {
+	switch r.number {
+	case noticeHealth:
+		h := new(Health)
+		if r.read(h) == nil {
+			w.health.Store(h)
+		}
 	case noticeLogin:
 		w.loggedIn.Store(true)
 	case noticeHung:
@@ -318,8 +330,11 @@ func (w *remote) hung(now int64) (laneKind, bool) {
 			continue
 		}
 		limit := int64(w.limits.Call)
-		if f.lane == laneMaker {
+		switch f.lane {
+		case laneMaker:
 			limit = int64(w.limits.Make)
+		case laneOpening:
+			limit = int64(w.limits.Open)
 		}
 		if now-f.since > limit && now-w.moved[f.lane] > limit {
 			return f.lane, true

@@ -267,8 +267,8 @@ func (s *session) destroy(object pkcs11.ObjectHandle) {
 func (s *session) destroyed(object pkcs11.ObjectHandle) bool {
 	err := s.t.module.p11.DestroyObject(s.handle, object)
 	code, refused := codeOf(err)
-	if !refused || code == pkcs11.CKR_OBJECT_HANDLE_INVALID || code == pkcs11.CKR_SESSION_HANDLE_INVALID {
-		return true // or gone with the session
+	if !refused || code == pkcs11.CKR_OBJECT_HANDLE_INVALID {
+		return true // or gone already
 	}
 	s.t.stats.failed(code)
 	s.t.log.Warn("destroying a session object", "token", s.t.info.Label, "error", deviceError("destroying", err))

@@ -17,7 +17,19 @@ type target struct {
 	caller
 	info   Info
 	remote *remote // nil in this process
+	token  *Token  // nil in another process
 	end    func()
+}
+
+// health is the token's own; it waits for nothing.
+func (t *target) health() Health {
+	if t.token != nil {
+		return t.token.Health()
+	}
+	if h := t.remote.health.Load(); h != nil {
+		return *h
+	}
+	return Health{State: StateReady}
 }
 
 // errOnce: nothing is known of the PIN but that it was tried.
@@ -242,15 +254,12 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 	if err != nil {
 		return nil, errors.Join(err, token.Close())
 	}
-	return &target{caller: m, info: token.Info(), end: func() {
+	return &target{caller: m, token: token, info: token.Info(), end: func() {
 		if err := token.Close(); err != nil {
 			s.log.Error("closing the token", "error", err)
 		}
 	}}, nil
 }
-
-// openTimeout bounds the start of a worker, its login and the look at its keys.
-const openTimeout = 30 * time.Second
 
 // callsPerWorker is how many may be on their way, with all its lanes' queues.
 func (cfg Config) callsPerWorker() int { return 4 * cfg.withDefaults().Queue }
@@ -281,7 +290,7 @@ func (s *seat) unlock(ctx context.Context, t *target) error {
 	if err != nil {
 		return fmt.Errorf("encoding settings: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Open)
 	defer cancel()
 	pin := []byte(s.cfg.PIN.reveal())
 	defer clear(pin)

@@ -53,6 +53,7 @@ const (
 	noticeLogin  = iota + 1 // the PIN is about to be tried for the first time
 	noticeRetire            // see workerSettings.Unwraps and Memory
 	noticeHung              // a call to the device takes longer than it may
+	noticeHealth            // the token's has changed: see Health
 )
 
 // gcPercent: a worker's live heap is small, and is rarely worth collecting.
@@ -164,6 +165,9 @@ func (w *worker) work(j *job, level *slog.LevelVar) {
 	_ = w.out.reply(j.id, status, &j.reply) // if not, this process ends
 	clear(j.reply.out)
 	frame := j.frame
+	if errors.Is(err, errTooLong) {
+		frame = nil // what was begun may go on, and read it
+	}
 	clear(frame)
 	if cap(frame) > keepBuffer {
 		frame = nil
@@ -171,6 +175,8 @@ func (w *worker) work(j *job, level *slog.LevelVar) {
 	*j = job{frame: frame}
 	jobs.Put(j)
 }
+
+var errTooLong = fmt.Errorf("%w: it waited too long for a session of the HSM", ErrBusy)
 
 func (w *worker) do(c *call, r *reply, level *slog.LevelVar) error {
 	switch c.op {
@@ -185,7 +191,7 @@ func (w *worker) do(c *call, r *reply, level *slog.LevelVar) error {
 	}
 	err := m.do(w.bound(c.op), c, r)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return fmt.Errorf("%w: it waited too long for a session of the HSM", ErrBusy)
+		return errTooLong
 	}
 	return err
 }
@@ -194,8 +200,11 @@ func (w *worker) do(c *call, r *reply, level *slog.LevelVar) error {
 // may wait for its turn.
 const queued = 2
 
-// bound is a context for all calls of the same half second, so that none
-// waits for ever and none needs a timer of its own.
+// boundFor is for how long calls are given the same bound.
+const boundFor = time.Second / 2
+
+// bound is a context for all calls until a time, so that none waits for ever
+// and none needs a timer of its own.
 type bound struct {
 	call, make context.Context
 	until      time.Time
@@ -204,9 +213,9 @@ type bound struct {
 func (w *worker) bound(op callOp) context.Context {
 	b := w.limit.Load()
 	if now := time.Now(); b == nil || now.After(b.until) {
-		b = &bound{until: now.Add(time.Second / 2)}
-		b.call = ending(queued * w.settings.Limits.Call)
-		b.make = ending(queued * w.settings.Limits.Make)
+		b = &bound{until: now.Add(boundFor)}
+		b.call = ending(boundFor + queued*w.settings.Limits.Call)
+		b.make = ending(boundFor + queued*w.settings.Limits.Make)
 		w.limit.Store(b)
 	}
 	if op.lane() == laneMaker {
@@ -253,6 +262,11 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 		// nothing to do: measured, a third of the worker's CPU time.
 		runtime.GOMAXPROCS(min(runtime.NumCPU(), token.cfg.Sessions))
 	}
+	token.gate.follow(func(h Health) {
+		notice := reply{number: noticeHealth}
+		_ = notice.describe(h)
+		_ = w.out.reply(0, statusNotice, &notice)
+	})
 	w.member.Store(member)
 	go w.watchMemory()
 	go w.watchDevice()

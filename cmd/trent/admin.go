@@ -5,12 +5,15 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/trent-kms/trent/hsm"
 )
 
 const (
@@ -25,7 +28,8 @@ const (
 // readyFor old.
 type readiness struct {
 	check    func(context.Context) error
-	draining context.Context // done when the process is about to end
+	members  func() []hsm.MemberHealth // of the HSM domain; it waits for nothing
+	draining context.Context           // done when the process is about to end
 	log      *slog.Logger
 
 	mu  sync.Mutex // held during a check, so that there is one at a time
@@ -39,11 +43,20 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if err := r.now(req.Context()); err != nil {
-		// The reason is in the log: it may name hosts and devices.
-		http.Error(w, "not ready", http.StatusServiceUnavailable)
+		// The reason is in the log, but for the members': it may name hosts.
+		http.Error(w, "not ready\n"+r.describe(), http.StatusServiceUnavailable)
 		return
 	}
-	_, _ = io.WriteString(w, "ready\n")
+	_, _ = io.WriteString(w, "ready\n"+r.describe())
+}
+
+// describe has a line for each member, as it is at this moment.
+func (r *readiness) describe() string {
+	var lines strings.Builder
+	for _, member := range r.members() {
+		lines.WriteString(member.String() + "\n")
+	}
+	return lines.String()
 }
 
 func (r *readiness) now(ctx context.Context) error {

@@ -60,7 +60,7 @@ func serve(ctx context.Context, s serving) error {
 	group, draining := errgroup.WithContext(ctx)
 	behind, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
-	ready := &readiness{check: sys.service.Ready, draining: draining, log: log}
+	ready := &readiness{check: sys.service.Ready, members: sys.domain.Health, draining: draining, log: log}
 	apiServer, adminServer := s.apiServer(sys), s.adminServer(ready)
 	group.Go(func() error {
 		err := sys.service.Run(behind)

@@ -44,8 +44,8 @@ type Fault struct {
 	Action Action
 	Code   uint          // CKR_ value, of Fail
 	Delay  time.Duration // of Delay
-	// After: the device does what it is asked, then the fault happens. Of Fail
-	// and of losses.
+	// After: the device does what it is asked, then the fault happens. Of Fail,
+	// Crash and losses.
 	After bool
 	// Times that it happens. 0 = until it is cleared.
 	Times int
@@ -97,6 +97,18 @@ type Shim struct {
 // to load it. It lives as long as the test.
 func New(t testing.TB, module string) *Shim {
 	t.Helper()
+	s := ForOthers(t, module)
+	for _, variable := range s.Env {
+		name, value, _ := strings.Cut(variable, "=")
+		t.Setenv(name, value)
+	}
+	return s
+}
+
+// ForOthers is New for processes that are given Env: several that stand before
+// one module.
+func ForOthers(t testing.TB, module string) *Shim {
+	t.Helper()
 	dir := t.TempDir()
 	code, control := filepath.Join(dir, "shim.c"), filepath.Join(dir, "control")
 	s := &Shim{Module: filepath.Join(dir, "shim.so"), taken: map[string]int{}}
@@ -111,10 +123,6 @@ func New(t testing.TB, module string) *Shim {
 		t.Fatalf("building the shim: %v\n%s", err, out)
 	}
 	s.Env = []string{"TRENT_SHIM_MODULE=" + module, "TRENT_SHIM_CONTROL=" + control}
-	for _, variable := range s.Env {
-		name, value, _ := strings.Cut(variable, "=")
-		t.Setenv(name, value)
-	}
 	s.open(t, control)
 	return s
 }
@@ -178,7 +186,8 @@ func (s *Shim) Clear() {
 // Calls returns how often each function was called that was.
 func (s *Shim) Calls() map[string]int { return named(&s.page.calls) }
 
-// Injected returns how many faults happened to each function, where any did.
+// Injected returns how many faults happened to each function, where any did. A
+// crash and a hang count when they begin.
 func (s *Shim) Injected() map[string]int { return named(&s.page.injected) }
 
 // Take returns how often function was called since the last Take.

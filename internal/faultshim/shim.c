@@ -225,12 +225,14 @@ static ck pass(int n, ck *a)
 	if (!now)
 		now = fires(r = &shared->rules[FUNCTIONS]);
 	uint32_t action = now ? __atomic_load_n(&r->action, __ATOMIC_ACQUIRE) : NOTHING;
-	int acted = action != NOTHING, fail = action == FAIL;
+	int acted = action != NOTHING && action != HANG && action != CRASH, fail = action == FAIL;
 	ck code = r->code;
+	if (action == HANG || action == CRASH) // afterwards there may be no process to count it
+		__atomic_fetch_add(&shared->injected[n], 1, __ATOMIC_RELAXED);
 	switch (action) {
 	case DELAY: nap(r->micros); break;
 	case HANG: while (__atomic_load_n(&r->action, __ATOMIC_ACQUIRE) == HANG) nap(1000); break;
-	case CRASH: abort();
+	case CRASH: if (!r->after) abort(); break;
 	case LOSE_SESSION: case LOSE_ALL: case LOGOUT: if (!r->after) lose(action, n, a);
 	}
 	acted &= misdirect(n, a, action == MISDIRECT) || action != MISDIRECT;
@@ -240,11 +242,13 @@ static ck pass(int n, ck *a)
 	if (rv == 0 && !(fail && !after))
 		note(n, a);
 	pthread_rwlock_unlock(&busy);
+	if (action == CRASH)
+		abort();
 	if (action == SHORTEN)
 		acted = rv == 0 && shorten(n, a);
 	if (after && action >= LOSE_SESSION && action <= LOGOUT)
 		lose(action, n, a);
-	if (now && !acted && r->left >= 0) // it is still to come
+	if (now && !acted && action != HANG && r->left >= 0) // it is still to come
 		__atomic_fetch_add(&r->left, 1, __ATOMIC_RELAXED);
 	if (acted)
 		__atomic_fetch_add(&shared->injected[n], 1, __ATOMIC_RELAXED);

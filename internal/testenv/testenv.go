@@ -98,12 +98,15 @@ type Token struct {
 	Conf   string // SOFTHSM2_CONF, also set in this process's environment
 }
 
-// tokens is the process's one token folder: the module reads its
-// configuration when it is initialised, so there can be only one.
+// tokens is the process's token folder: the module reads its configuration when
+// it is initialised, so there can be only one at a time. A new one is begun
+// when no test holds a token and the stock is low: libraries read all tokens of
+// a folder, so that tests would become slower with each that was made before.
 var tokens struct {
 	sync.Mutex
 	folder softhsm.Folder
 	made   int
+	held   int // by tests that run
 	spare  []Token
 }
 
@@ -112,24 +115,31 @@ var tokens struct {
 // ask for one are served from the stock.
 const batch = 8
 
-// SoftHSM returns a token that no other test uses.
+// SoftHSM returns a token that no other test uses, for as long as this test.
 func SoftHSM(t testing.TB) Token {
 	t.Helper()
 	module, err := softhsm.Module()
 	need(t, err)
 	tokens.Lock()
 	defer tokens.Unlock()
-	if tokens.folder.Conf == "" {
+	if tokens.held == 0 && len(tokens.spare) < batch/2 {
 		dir, err := scratch()
 		need(t, err)
 		tokens.folder, err = softhsm.Open(filepath.Join(dir, "softhsm"))
 		need(t, err)
+		tokens.spare = nil
 		// Not t.Setenv: the module may be loaded by any later test too.
 		need(t, os.Setenv("SOFTHSM2_CONF", tokens.folder.Conf))
 	}
 	if len(tokens.spare) == 0 {
 		need(t, stock(t.Context(), module))
 	}
+	tokens.held++
+	t.Cleanup(func() {
+		tokens.Lock()
+		defer tokens.Unlock()
+		tokens.held--
+	})
 	tok := tokens.spare[0]
 	tokens.spare = tokens.spare[1:]
 	return tok
