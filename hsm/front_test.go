@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -95,7 +96,20 @@ func signalWorker(t *testing.T, d *Domain, member int, signal syscall.Signal) in
 	if err := syscall.Kill(pid, signal); err != nil {
 		t.Fatal(err)
 	}
+	if signal == syscall.SIGSTOP {
+		waitStopped(t, pid)
+	}
 	return pid
+}
+
+// waitStopped waits until the process has taken its SIGSTOP: other threads run
+// on until the one that is to take it has had its turn.
+func waitStopped(t *testing.T, pid int) {
+	t.Helper()
+	eventually(t, "the stop of the worker", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err == nil && strings.Contains(string(stat), ") T ")
+	})
 }
 
 // burden is callers that encrypt, decrypt, seal and verify, and look at every

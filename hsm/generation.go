@@ -101,6 +101,9 @@ func (d *Member) current(ctx context.Context) (*domainKeys, error) {
 		return keys, nil
 	}
 	if err := d.t.onKeeperRetrying(ctx, d.revive); err != nil {
+		if errors.Is(err, ErrNoDomain) { // it was there, or nobody had this member
+			err = fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
 		return nil, err
 	}
 	d.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"math/big"
 
@@ -49,12 +50,12 @@ func (s spec) publicAttributes() []uint {
 // another object.
 func (s *session) publicKey(sp spec, object pkcs11.ObjectHandle) ([]byte, error) {
 	key, err := s.readPublicKey(sp, object)
-	if err != nil {
+	if err != nil && !errors.Is(err, ErrMaterial) {
 		return nil, err
 	}
 	again, err := s.readPublicKey(sp, object)
-	if err == nil && !bytes.Equal(key, again) {
-		err = errChanging
+	if errors.Is(err, ErrMaterial) || err == nil && !bytes.Equal(key, again) {
+		err = errChanging // the device made this key: its form cannot be wrong
 	}
 	return key, err
 }
