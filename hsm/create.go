@@ -21,7 +21,7 @@ func (t *Token) CreateDomain(ctx context.Context, id DomainID) error {
 	if err := t.createGeneration(ctx, id, firstGeneration, "init."); err != nil {
 		return err
 	}
-	d, err := t.openDomain(ctx, id) // proves that the device enforces what was asked
+	d, err := t.findMember(ctx, id, nil, false) // proves that the device enforces what was asked
 	if err != nil {
 		return err
 	}

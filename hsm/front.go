@@ -45,6 +45,13 @@ type DomainConfig struct {
 	// 0 = 256 MiB.
 	RetireMemory int64
 
+	// Proofs are those of generations that several members hold. SetProofs
+	// replaces them.
+	Proofs Proofs
+
+	// Enrolling opens members that hold no generation yet, too.
+	Enrolling bool
+
 	// Command starts a worker. nil = this binary's "hsm-worker".
 	Command []string
 
@@ -107,6 +114,7 @@ func OpenDomain(ctx context.Context, cfg DomainConfig) (*Domain, error) {
 		return nil, err
 	}
 	d.stats = newFrontMetrics(d)
+	d.proofs.Store(&cfg.Proofs)
 	// Members outlive the context that they are opened under.
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stop = stop

@@ -75,7 +75,8 @@ func (c callOp) lane() laneKind {
 		return laneSealing
 	case callSign, callAgree, callDecryptRSA, callVerifySignature:
 		return laneAsymmetric
-	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport, callOpen:
+	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport, callOpen,
+		callEnrolmentKey, callMakeShared, callTakeShared, callDropEnrolmentKey:
 		return laneMaker
 	case callEncrypt, callDecrypt, callHMAC, callMAC, callRandom:
 		return laneSymmetric

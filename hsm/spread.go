@@ -24,6 +24,7 @@ type spread struct {
 	tenders sync.WaitGroup
 
 	active atomic.Uint32 // generation that setActive named last; 0 = none
+	proofs atomic.Pointer[Proofs]
 
 	mu      sync.Mutex    // guards these
 	changed chan struct{} // closed and replaced when a member comes or stops for good
@@ -66,6 +67,8 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 		return nil
 	case callSetActive:
 		return d.setActive(ctx, c)
+	case callSetProofs:
+		return d.setProofs(ctx, c)
 	case callSupports, callSupportsImport, callMarkActive:
 		return d.all(ctx, c)
 	}

@@ -238,7 +238,7 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := token.OpenDomain(ctx, s.d.cfg.ID)
+	m, err := token.openMember(ctx, s.d.cfg.ID, *s.d.proofs.Load(), s.d.cfg.Enrolling)
 	if err != nil {
 		return nil, errors.Join(err, token.Close())
 	}
@@ -275,6 +275,7 @@ func (s *seat) openWorker(ctx context.Context) (*target, error) {
 func (s *seat) unlock(ctx context.Context, t *target) error {
 	settings := workerSettings{
 		Domain: s.d.cfg.ID, Token: s.cfg.Config, Limits: s.d.cfg.Limits,
+		Proofs: *s.d.proofs.Load(), Enrolling: s.d.cfg.Enrolling,
 		Unwraps: s.d.cfg.RetireUnwraps, Memory: s.d.cfg.RetireMemory, Level: lowest(s.log),
 	}
 	text, err := json.Marshal(settings)
