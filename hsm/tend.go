@@ -94,6 +94,9 @@ func (s *seat) shut(err error) {
 	s.mu.Lock()
 	known := s.err != nil && err != nil && s.err.Error() == err.Error()
 	s.err, s.stopped = err, final(err)
+	if s.gone.IsZero() {
+		s.gone = time.Now()
+	}
 	stopped := s.stopped
 	s.mu.Unlock()
 	s.d.dim()
@@ -109,7 +112,7 @@ func (s *seat) shut(err error) {
 // serve puts the member into service.
 func (s *seat) serve(t *target) {
 	s.mu.Lock()
-	s.info, s.err = t.info, nil
+	s.info, s.err, s.gone = t.info, nil, time.Time{}
 	s.mu.Unlock()
 	s.target.Store(t)
 	s.d.brighten(true)
