@@ -135,6 +135,10 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, wanted []*p
 		if err != nil {
 			return fmt.Errorf("inspecting the %s key: %w", role, err)
 		}
+		if !ok && slices.Contains(histories, a.Type) {
+			return fmt.Errorf("%w: attribute 0x%X says that the %s key came from outside. If this token was enrolled together with others, `trent domain members` proves it by the database; else it was not made by Trent: do not use this token before you know why",
+				ErrDomainConflict, a.Type, role)
+		}
 		if !ok {
 			return fmt.Errorf("%w: attribute 0x%X of the %s key is not %t; it was not made by Trent or was changed: do not use this token before you know why",
 				ErrDomainConflict, a.Type, role, a.Value[0] != 0)

@@ -98,6 +98,38 @@ func (m *DomainMembers) enrolmentNumber(ctx context.Context, g *generations) (in
 	return number, nil
 }
 
+// Confirm has each member's fingerprint compared before Enrol is called: show
+// gets the member, the number of the generation and the fingerprint. There is
+// nothing to compare for a generation that all members hold already.
+func (m *DomainMembers) Confirm(ctx context.Context, show func(each MemberAtHand, generation int64, fingerprint string) error) (confirmed []string, err error) {
+	g, err := m.lead(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	if err := m.complete(g); err != nil {
+		return nil, err
+	}
+	number, err := m.enrolmentNumber(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	if pending := g.in(store.GenerationCreated); pending != nil && pending.Proof != "" {
+		return nil, nil
+	}
+	for _, each := range m.Members {
+		public, err := each.Domain.EnrolmentKey(ctx, uint32(number)) // #nosec G115 -- counts up from 1
+		if err != nil {
+			return nil, err //nolint:wrapcheck // says it all
+		}
+		fingerprint := hsm.Fingerprint(public)
+		if err := show(each, number, fingerprint); err != nil {
+			return nil, err
+		}
+		confirmed = append(confirmed, fingerprint)
+	}
+	return confirmed, nil
+}
+
 // compare returns the members' enrolment keys if every one of them is
 // confirmed.
 func (m *DomainMembers) compare(ctx context.Context, number int64, confirmed []string) (publicKeys [][]byte, err error) {

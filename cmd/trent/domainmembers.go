@@ -77,7 +77,9 @@ func (c domainConfig) openMembers(ctx context.Context) (_ *membersSession, err e
 		return nil, fmt.Errorf("verifying the deployment row: %w", err)
 	}
 	m.Operator = c.operator
-	m.Commit = func(ctx context.Context, r *audit.Record, change *store.Change) error { return c.commitTo(ctx, m.DB, r, change) }
+	m.Commit = func(ctx context.Context, r *audit.Record, change *store.Change) error {
+		return c.commitTo(ctx, m.DB, r, change)
+	}
 	m.Progress = func(step string) { c.log.Info(step) }
 	return m, nil
 }
