@@ -195,15 +195,6 @@ func (d *Member) find(s *session, active uint32, before *domainKeys) (_ *domainK
 	return keys, nil
 }
 
-// dropUnused destroys the probe of a look that has failed.
-func (d *Member) dropUnused(s *session, p probe, err *error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if *err != nil && (d.probe.key != p.key || d.probed != s.t.epoch.Load()) {
-		s.destroy(p.key)
-	}
-}
-
 // holds says whether g is whole and made of exactly these objects.
 func (g *generationKeys) holds(roles map[string]pkcs11.ObjectHandle) bool {
 	if g == nil || !g.Whole || len(roles) != len(keyClasses)+1 || roles[macRole] != g.mac {

@@ -201,6 +201,15 @@ func (d *Member) knownAnswer(s *session, epoch uint64) (probe, error) {
 	return s.newProbe()
 }
 
+// dropUnused destroys the probe of a look that has failed.
+func (d *Member) dropUnused(s *session, p probe, err *error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if *err != nil && (d.probe.key != p.key || d.probed != s.t.epoch.Load()) {
+		s.destroy(p.key)
+	}
+}
+
 var errNotFound = errors.New("object not found")
 
 // findOne finds the token object with this label. Two of them would mean that

@@ -64,7 +64,7 @@ func (d *deployment) compared(t *testing.T, generation string, members ...string
 		t.Fatalf("%d fingerprints, want %d:\n%s", len(shown), len(members), out)
 	}
 	for i, member := range members {
-		if read := strings.TrimSpace(d.mustDomain(t, "fingerprint", "--generation", generation, "--member", member)); read != shown[i] {
+		if read := fingerprint.FindString(d.mustDomain(t, "fingerprint", "--generation", generation, "--member", member)); read != shown[i] {
 			t.Errorf("member %s shows %s, enrol shows %s", member, read, shown[i])
 		}
 		flags = append(flags, "--fingerprint", shown[i])
