@@ -1,7 +1,8 @@
 // Package envelope is the form of the ciphertexts that Trent gives out: which
 // key and which backing key made them, the IV, and the sealed bytes. It knows
 // neither keys nor storage. Every byte of a blob is authenticated: the header
-// is part of the AAD, the rest is covered by the GCM tag.
+// is part of the AAD, the rest is GCM's own input. The IV is not in the header,
+// because some HSMs choose it only when the AAD is already theirs.
 package envelope
 
 import (
@@ -15,9 +16,10 @@ import (
 // The grammar of a blob. All lengths are in bytes; hex digits of a key id are
 // lower case, so that one key has one spelling and one blob one parse.
 //
-//	blob       = header sealed                 ; at most MaxSize in all
-//	header     = version kind key-id backing-key iv-length iv
-//	version    = %x01
+//	blob       = header iv-length iv sealed    ; at most MaxSize in all
+//	header     = version kind key-id backing-key
+//	version    = %x01                          ; up to the first release the form
+//	                                           ; may change under this number
 //	kind       = kind-uuid / kind-mrk
 //	kind-uuid  = %x00                          ; key id is a UUID with dashes
 //	kind-mrk   = %x01                          ; key id is "mrk-" and 32 hex digits
@@ -37,7 +39,8 @@ const (
 	ivLengthAt   = backingKeyAt + 16
 	ivAt         = ivLengthAt + 1
 
-	tagSize = 16
+	shortIV, longIV = 12, 16
+	tagSize         = 16
 )
 
 // MaxSize is the greatest length of a blob in bytes (CiphertextType in the
@@ -49,55 +52,73 @@ const MaxSize = 6144
 // InvalidCiphertextException.
 var ErrInvalid = errors.New("not a ciphertext of this service")
 
-// Header is what a blob says about itself before the ciphertext.
+// Header is what a blob says about the keys that made it.
 type Header struct {
 	KeyID      string   // lower-case UUID with dashes, or "mrk-" and 32 lower-case hex digits
 	BackingKey [16]byte // id of the HBK that sealed it
-	IV         []byte   // 12 or 16 bytes, as used by the HSM
 }
 
 // AppendHeader appends the encoded header to dst. It returns ErrInvalid, and
-// dst unchanged, when the key id has neither form or the IV neither length.
+// dst unchanged, when the key id has neither form.
 func AppendHeader(dst []byte, h Header) ([]byte, error) {
-	if !validIVLength(len(h.IV)) {
-		return dst, fmt.Errorf("encoding an IV of %d bytes: %w", len(h.IV), ErrInvalid)
-	}
 	kind, id, ok := packKeyID(h.KeyID)
 	if !ok {
 		return dst, fmt.Errorf("encoding key id %q: %w", h.KeyID, ErrInvalid)
 	}
 	dst = append(dst, version, kind)
 	dst = append(dst, id[:]...)
-	dst = append(dst, h.BackingKey[:]...)
-	dst = append(dst, byte(len(h.IV)))
-	return append(dst, h.IV...), nil
+	return append(dst, h.BackingKey[:]...), nil
 }
 
-// Parse splits a blob. header and sealed (ciphertext and tag) are parts of
-// blob, not copies, as is Header.IV. Anything that does not follow the grammar
-// is ErrInvalid.
-func Parse(blob []byte) (h Header, header, sealed []byte, err error) {
+// Finish appends to an encoded header what makes it a blob: the IV (12 or 16
+// bytes, as used by the HSM) and the sealed bytes. It returns ErrInvalid for
+// what Parse would not take.
+func Finish(header, iv, sealed []byte) ([]byte, error) {
+	if !validIVLength(len(iv)) {
+		return nil, fmt.Errorf("encoding an IV of %d bytes: %w", len(iv), ErrInvalid)
+	}
+	size := len(header) + 1 + len(iv) + len(sealed)
+	if len(sealed) <= tagSize || size > MaxSize {
+		return nil, fmt.Errorf("encoding %d sealed bytes: %w", len(sealed), ErrInvalid)
+	}
+	blob := append(make([]byte, 0, size), header...)
+	blob = append(blob, byte(len(iv)))
+	blob = append(blob, iv...)
+	return append(blob, sealed...), nil
+}
+
+// Blob is a blob taken apart. Its slices are parts of the blob, not copies.
+type Blob struct {
+	Header
+	Encoded []byte // the header's bytes, for AAD
+	IV      []byte // 12 or 16 bytes
+	Sealed  []byte // ciphertext and tag
+}
+
+// Parse splits a blob. Anything that does not follow the grammar is
+// ErrInvalid.
+func Parse(blob []byte) (Blob, error) {
 	if len(blob) < ivAt || len(blob) > MaxSize || blob[0] != version {
-		return Header{}, nil, nil, ErrInvalid
+		return Blob{}, ErrInvalid
 	}
 	ivLength := int(blob[ivLengthAt])
 	end := ivAt + ivLength
 	if !validIVLength(ivLength) || len(blob) <= end+tagSize {
-		return Header{}, nil, nil, ErrInvalid
+		return Blob{}, ErrInvalid
 	}
 	keyID, ok := unpackKeyID(blob[1], [16]byte(blob[keyIDAt:backingKeyAt]))
 	if !ok {
-		return Header{}, nil, nil, ErrInvalid
+		return Blob{}, ErrInvalid
 	}
-	h = Header{
-		KeyID:      keyID,
-		BackingKey: [16]byte(blob[backingKeyAt:ivLengthAt]),
-		IV:         blob[ivAt:end:end],
-	}
-	return h, blob[:end:end], blob[end:], nil
+	return Blob{
+		Header:  Header{KeyID: keyID, BackingKey: [16]byte(blob[backingKeyAt:ivLengthAt])},
+		Encoded: blob[:ivLengthAt:ivLengthAt],
+		IV:      blob[ivAt:end:end],
+		Sealed:  blob[end:],
+	}, nil
 }
 
-func validIVLength(n int) bool { return n == 12 || n == 16 }
+func validIVLength(n int) bool { return n == shortIV || n == longIV }
 
 // AAD returns what GCM authenticates beside the plaintext:
 //
@@ -106,9 +127,11 @@ func validIVLength(n int) bool { return n == 12 || n == 16 }
 //	pair  = uint32 key uint32 value  ; each length, then that many bytes
 //
 // Integers are big-endian; pairs are sorted by the bytes of their keys. The
-// header delimits itself and every string carries its length, so two different
+// header has a fixed length and every string carries its own, so two different
 // (header, context) pairs never share an AAD. A nil context equals an empty
-// one, as AWS has it.
+// one, as AWS has it. The IV needs no place here: what GCM's tag covers is
+// encrypted under it, and with another IV, or one of another length, no tag
+// holds.
 func AAD(header []byte, context map[string]string) []byte {
 	size := len(header) + 4
 	keys := make([]string, 0, len(context))

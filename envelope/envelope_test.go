@@ -2,9 +2,12 @@ package envelope
 
 import (
 	"bytes"
+	"crypto/aes"
+	"crypto/cipher"
 	"encoding/hex"
 	"errors"
 	"maps"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -18,25 +21,36 @@ const (
 
 func sample(t testing.TB, keyID string, ivLength int) []byte {
 	t.Helper()
-	h := Header{KeyID: keyID, BackingKey: [16]byte{1, 2, 3}, IV: bytes.Repeat([]byte{7}, ivLength)}
-	blob, err := AppendHeader(nil, h)
+	header, err := AppendHeader(nil, Header{KeyID: keyID, BackingKey: [16]byte{1, 2, 3}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return append(blob, make([]byte, 32+tagSize)...)
+	blob, err := Finish(header, bytes.Repeat([]byte{7}, ivLength), make([]byte, 32+tagSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return blob
 }
 
 // The bytes are a promise to every ciphertext ever made.
-func TestHeaderBytes(t *testing.T) {
-	h := Header{KeyID: uuidKey, BackingKey: [16]byte([]byte("0123456789abcdef")), IV: []byte("twelve bytes")}
+func TestBlobBytes(t *testing.T) {
+	h := Header{KeyID: uuidKey, BackingKey: [16]byte([]byte("0123456789abcdef"))}
 	got, err := AppendHeader([]byte{0xff}, h)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := "ff" + "01" + "00" + "1234abcd12ab34cd56ef1234567890ab" +
-		"30313233343536373839616263646566" + "0c" + "7477656c7665206279746573"
+		"30313233343536373839616263646566"
 	if hex.EncodeToString(got) != want {
 		t.Errorf("header = %x, want %s", got, want)
+	}
+	blob, err := Finish(got[1:], []byte("twelve bytes"), []byte("x and a tag of 16"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want = want[2:] + "0c" + "7477656c7665206279746573" + "7820616e64206120746167206f66203136"
+	if hex.EncodeToString(blob) != want {
+		t.Errorf("blob = %x, want %s", blob, want)
 	}
 	aad := AAD([]byte{1, 2}, map[string]string{"b": "", "a": "xy"})
 	if want := "0102" + "00000002" + "0000000161" + "000000027879" + "0000000162" + "00000000"; hex.EncodeToString(aad) != want {
@@ -51,21 +65,22 @@ func TestParseRoundTrip(t *testing.T) {
 			BackingKey: [16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "backing key")),
 		}
 		n := rapid.SampledFrom([]int{12, 16}).Draw(t, "IV length")
-		h.IV = rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "IV")
+		iv := rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "IV")
 		header, err := AppendHeader(nil, h)
 		if err != nil {
 			t.Fatal(err)
 		}
 		sealed := rapid.SliceOfN(rapid.Byte(), tagSize+1, 200).Draw(t, "sealed")
-		gotHeader, gotBytes, gotSealed, err := Parse(append(bytes.Clone(header), sealed...))
+		blob, err := Finish(header, iv, sealed)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(h, gotHeader); diff != "" {
-			t.Error(diff)
+		got, err := Parse(blob)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if !bytes.Equal(gotBytes, header) || !bytes.Equal(gotSealed, sealed) {
-			t.Errorf("parts = %x %x, want %x %x", gotBytes, gotSealed, header, sealed)
+		if diff := cmp.Diff(Blob{h, header, iv, sealed}, got); diff != "" {
+			t.Error(diff)
 		}
 	})
 }
@@ -90,44 +105,49 @@ func TestParseRefuses(t *testing.T) {
 		"too long":            append(bytes.Clone(good), make([]byte, MaxSize)...),
 		"one byte of version": {1},
 	} {
-		if _, _, _, err := Parse(blob); !errors.Is(err, ErrInvalid) {
+		if _, err := Parse(blob); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: err = %v, want ErrInvalid", name, err)
 		}
 	}
 	for n := range len(good) - 32 + 1 {
-		if _, _, _, err := Parse(good[:n]); n < ivAt+12+tagSize && !errors.Is(err, ErrInvalid) {
+		if _, err := Parse(good[:n]); n < ivAt+12+tagSize && !errors.Is(err, ErrInvalid) {
 			t.Errorf("first %d bytes: err = %v, want ErrInvalid", n, err)
 		}
 	}
 }
 
 func TestParseLargestPlaintext(t *testing.T) {
-	blob, err := AppendHeader(nil, Header{KeyID: mrkKey, IV: make([]byte, 16)})
+	header, err := AppendHeader(nil, Header{KeyID: mrkKey})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := len(blob) + 4096 + tagSize; n > MaxSize {
-		t.Errorf("4096 bytes become a blob of %d bytes, more than %d", n, MaxSize)
+	iv := make([]byte, 16)
+	if _, err := Finish(header, iv, make([]byte, 4096+tagSize)); err != nil {
+		t.Errorf("4096 bytes become no blob: %v", err)
 	}
-	blob = append(blob, make([]byte, MaxSize-len(blob))...)
-	if _, _, _, err := Parse(blob); err != nil {
+	most := MaxSize - len(header) - 1 - len(iv)
+	blob, err := Finish(header, iv, make([]byte, most))
+	if err != nil || len(blob) != MaxSize {
+		t.Fatalf("%d sealed bytes: a blob of %d, %v", most, len(blob), err)
+	}
+	if _, err := Parse(blob); err != nil {
 		t.Errorf("a blob of exactly %d bytes: %v", MaxSize, err)
+	}
+	if _, err := Finish(header, iv, make([]byte, most+1)); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a blob of more than %d bytes: %v", MaxSize, err)
 	}
 }
 
 func TestAppendHeaderRefuses(t *testing.T) {
-	iv := make([]byte, 12)
 	for name, h := range map[string]Header{
-		"no key id":        {IV: iv},
-		"UUID undashed":    {KeyID: "1234abcd12ab34cd56ef1234567890ab", IV: iv},
-		"UUID upper case":  {KeyID: "1234ABCD-12ab-34cd-56ef-1234567890ab", IV: iv},
-		"UUID dash early":  {KeyID: "1234abc-d12ab-34cd-56ef-1234567890ab", IV: iv},
-		"UUID with letter": {KeyID: "1234abcd-12ab-34cd-56ef-1234567890ag", IV: iv},
-		"mrk short":        {KeyID: "mrk-1234abcd12ab34cd56ef1234567890a", IV: iv},
-		"mrk dash inside":  {KeyID: "mrk-1234abcd-2ab34cd56ef1234567890ab", IV: iv},
-		"alias":            {KeyID: "alias/x", IV: iv},
-		"IV missing":       {KeyID: uuidKey},
-		"IV of 13 bytes":   {KeyID: uuidKey, IV: make([]byte, 13)},
+		"no key id":        {},
+		"UUID undashed":    {KeyID: "1234abcd12ab34cd56ef1234567890ab"},
+		"UUID upper case":  {KeyID: "1234ABCD-12ab-34cd-56ef-1234567890ab"},
+		"UUID dash early":  {KeyID: "1234abc-d12ab-34cd-56ef-1234567890ab"},
+		"UUID with letter": {KeyID: "1234abcd-12ab-34cd-56ef-1234567890ag"},
+		"mrk short":        {KeyID: "mrk-1234abcd12ab34cd56ef1234567890a"},
+		"mrk dash inside":  {KeyID: "mrk-1234abcd-2ab34cd56ef1234567890ab"},
+		"alias":            {KeyID: "alias/x"},
 	} {
 		if dst, err := AppendHeader([]byte{9}, h); !errors.Is(err, ErrInvalid) || len(dst) != 1 {
 			t.Errorf("%s: %x, %v, want ErrInvalid and dst unchanged", name, dst, err)
@@ -135,11 +155,73 @@ func TestAppendHeaderRefuses(t *testing.T) {
 	}
 }
 
+func TestFinishRefuses(t *testing.T) {
+	header := sample(t, uuidKey, 12)[:ivLengthAt]
+	for _, n := range []int{0, 11, 13, 15, 17} {
+		if blob, err := Finish(header, make([]byte, n), make([]byte, 32)); !errors.Is(err, ErrInvalid) || blob != nil {
+			t.Errorf("an IV of %d bytes: %x, %v, want ErrInvalid", n, blob, err)
+		}
+	}
+	if blob, err := Finish(header, make([]byte, 12), make([]byte, tagSize)); !errors.Is(err, ErrInvalid) || blob != nil {
+		t.Errorf("a tag and nothing else: %x, %v, want ErrInvalid", blob, err)
+	}
+}
+
+// TestEveryByteIsAuthenticated: no byte of a blob can be changed, taken away
+// or put in, the IV's and its length's included, although they are not in the
+// AAD.
+func TestEveryByteIsAuthenticated(t *testing.T) {
+	block, err := aes.NewCipher(bytes.Repeat([]byte{5}, 32))
+	if err != nil {
+		t.Fatal(err)
+	}
+	context := map[string]string{"tenant": "a"}
+	open := func(blob []byte) bool {
+		b, err := Parse(blob)
+		if err != nil {
+			return false
+		}
+		gcm, err := cipher.NewGCMWithNonceSize(block, len(b.IV))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = gcm.Open(nil, b.IV, b.Sealed, AAD(b.Encoded, context))
+		return err == nil
+	}
+	for _, ivLength := range []int{12, 16} {
+		header, err := AppendHeader(nil, Header{KeyID: uuidKey, BackingKey: [16]byte{1}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		gcm, err := cipher.NewGCMWithNonceSize(block, ivLength)
+		if err != nil {
+			t.Fatal(err)
+		}
+		iv := bytes.Repeat([]byte{7}, ivLength)
+		blob, err := Finish(header, iv, gcm.Seal(nil, iv, []byte("forty bytes of plaintext, more or less."), AAD(header, context)))
+		if err != nil || !open(blob) {
+			t.Fatalf("the blob does not open (%v)", err)
+		}
+		for at := range blob {
+			for change := 1; change < 256; change++ {
+				altered := bytes.Clone(blob)
+				altered[at] ^= byte(change)
+				if open(altered) {
+					t.Errorf("IV of %d bytes: byte %d changed by %02x, and it opens", ivLength, at, change)
+				}
+			}
+			if open(slices.Delete(bytes.Clone(blob), at, at+1)) || open(slices.Insert(bytes.Clone(blob), at, 0)) {
+				t.Errorf("IV of %d bytes: a byte more or less at %d, and it opens", ivLength, at)
+			}
+		}
+	}
+}
+
 func TestAADIsInjective(t *testing.T) {
 	text := rapid.StringOfN(rapid.RuneFrom([]rune("ab\x00\x01")), 0, 4, -1)
 	header := rapid.Custom(func(t *rapid.T) []byte {
-		n := rapid.SampledFrom([]int{12, 16}).Draw(t, "IV length")
-		h, err := AppendHeader(nil, Header{KeyID: uuidKey, IV: rapid.SliceOfN(rapid.ByteRange(0, 1), n, n).Draw(t, "IV")})
+		backing := rapid.SliceOfN(rapid.ByteRange(0, 1), 16, 16).Draw(t, "backing key")
+		h, err := AppendHeader(nil, Header{KeyID: rapid.SampledFrom([]string{uuidKey, mrkKey}).Draw(t, "key id"), BackingKey: [16]byte(backing)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -171,7 +253,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte{})
 	f.Add([]byte{1, 0})
 	f.Fuzz(func(t *testing.T, blob []byte) {
-		h, header, sealed, err := Parse(blob)
+		b, err := Parse(blob)
 		if err != nil {
 			if !errors.Is(err, ErrInvalid) {
 				t.Fatalf("err = %v, want ErrInvalid", err)
@@ -179,9 +261,13 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		// One blob, one parse: encoding the header again gives its bytes.
-		again, err := AppendHeader(nil, h)
-		if err != nil || !bytes.Equal(again, header) || !bytes.Equal(append(again, sealed...), blob) {
-			t.Fatalf("%x parses to %+v, which encodes to %x, %v", blob, h, again, err)
+		header, err := AppendHeader(nil, b.Header)
+		if err != nil || !bytes.Equal(header, b.Encoded) {
+			t.Fatalf("%x parses to %+v, whose header encodes to %x, %v", blob, b, header, err)
+		}
+		again, err := Finish(header, b.IV, b.Sealed)
+		if err != nil || !bytes.Equal(again, blob) {
+			t.Fatalf("%x parses to %+v, which encodes to %x, %v", blob, b, again, err)
 		}
 	})
 }
@@ -190,14 +276,14 @@ func BenchmarkParse(b *testing.B) {
 	blob := sample(b, uuidKey, 12)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, _, _, err := Parse(blob); err != nil {
+		if _, err := Parse(blob); err != nil {
 			b.Fatal(err)
 		}
 	}
 }
 
 func BenchmarkAAD(b *testing.B) {
-	header, context := sample(b, uuidKey, 12)[:ivAt+12], map[string]string{"tenant": "a", "purpose": "backup"}
+	header, context := sample(b, uuidKey, 12)[:ivLengthAt], map[string]string{"tenant": "a", "purpose": "backup"}
 	b.ReportAllocs()
 	for b.Loop() {
 		AAD(header, context)

@@ -262,9 +262,7 @@ func (s *session) tryMechanismsOnUnwrap() error {
 		return err
 	}
 	defer s.destroy(object)
-	out := make([]byte, 2*tagSize)
-	_, code := s.t.module.native.gcm(false, s.handle, object, probeIV, nil, make([]byte, tagSize), out)
-	if code == pkcs11.CKR_OK {
+	if _, _, err := s.sealProbe(object, s.t.ivs()); err == nil {
 		return fmt.Errorf("using a key by another mechanism succeeds: %w", errBroken)
 	}
 	return nil
@@ -280,9 +278,7 @@ func (s *session) trySessionObjects() error {
 	if err != nil {
 		return err
 	}
-	out := make([]byte, 2*tagSize)
-	_, code := s.t.module.native.gcm(false, s.handle, key, probeIV, nil, make([]byte, tagSize), out)
-	if code == pkcs11.CKR_OK {
+	if _, _, err := s.sealProbe(key, s.t.ivs()); err == nil {
 		s.destroy(key)
 		return fmt.Errorf("using a key after its session was closed succeeds: %w", errBroken)
 	}

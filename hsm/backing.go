@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -157,8 +158,30 @@ func (s *session) wrap(c keyClass, wrapper, key pkcs11.ObjectHandle) ([]byte, er
 }
 
 func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	return s.unwrapLength(c, wrapper, wrapped, len(wrapped)-8, template)
+}
+
+// unwrapLength is unwrap for a secret whose true length, in bytes, the wrapped
+// form does not tell. PKCS#11 §5.14 forbids CKA_VALUE_LEN here, yet some
+// devices want it: the first such answer is remembered.
+func (s *session) unwrapLength(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, length int, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	s.t.stats.unwraps.Add(1)
-	object, err := s.t.module.p11.UnwrapKey(s.handle, mechanism(c.wrapMechanism()), wrapper, wrapped, template)
+	m, p11 := mechanism(c.wrapMechanism()), s.t.module.p11
+	sized := func() (pkcs11.ObjectHandle, error) {
+		object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, append(slices.Clone(template), attr(pkcs11.CKA_VALUE_LEN, length)))
+		return object, deviceError("unwrapping", err)
+	}
+	if c != classPrivate && s.t.wantsLength.Load() {
+		return sized()
+	}
+	object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, template)
+	if code, ok := codeOf(err); ok && code == pkcs11.CKR_TEMPLATE_INCOMPLETE && c != classPrivate {
+		object, err := sized()
+		if err == nil {
+			s.t.wantsLength.Store(true)
+		}
+		return object, err
+	}
 	return object, deviceError("unwrapping", err)
 }
 
@@ -178,7 +201,7 @@ func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.At
 	if err != nil {
 		return 0, err
 	}
-	object, err := s.unwrap(k.class, g.wrap[k.class], k.wrapped, g.protected(template))
+	object, err := s.unwrapLength(k.class, g.wrap[k.class], k.wrapped, k.length, g.protected(template))
 	code, ok := codeOf(err)
 	if c := classify(code); !ok || c != classData && c != classForged {
 		return object, err
@@ -209,7 +232,7 @@ func (s *session) healthy(keys *domainKeys) bool {
 
 func (s *session) answers(p probe) error {
 	plain := make([]byte, len(p.sealed))
-	n, code := s.t.module.native.gcm(true, s.handle, p.key, probeIV, nil, p.sealed, plain)
+	n, code := s.t.module.native.gcm(true, s.handle, p.key, p.iv, nil, p.sealed, plain)
 	switch {
 	case code != pkcs11.CKR_OK:
 		return &DeviceError{Doing: "asking for a known answer", Code: code}

@@ -55,15 +55,16 @@ func RawBench(cfg Config, d time.Duration, sessions int, decrypt bool) (opsPerSe
 // spin repeats one call until d is over.
 func (s *session) spin(key pkcs11.ObjectHandle, d time.Duration, decrypt bool) (n int, code uint) {
 	native := s.t.module.native
-	iv, aad := make([]byte, 12), make([]byte, 64)
-	in, out := make([]byte, benchPlain), make([]byte, benchPlain+tagSize)
-	if decrypt {
-		length, code := native.gcm(false, s.handle, key, iv, aad, in, out)
-		if code != pkcs11.CKR_OK {
+	aad, in := make([]byte, 64), make([]byte, benchPlain)
+	r := sealRequest(0, s.t.ivs(), aad, in)
+	defer r.end()
+	if r.key = key; decrypt {
+		if code := s.seal(r); code != pkcs11.CKR_OK {
 			return 0, code
 		}
-		in, out = out[:length], make([]byte, length)
+		r.iv, in = splitSealed(r.out[:r.length], benchPlain)
 	}
+	iv, out := r.iv, make([]byte, benchPlain+tagSize+maxIV)
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		for range 64 { // so that the clock is not what is measured
 			if _, code = native.gcm(decrypt, s.handle, key, iv, aad, in, out); code != pkcs11.CKR_OK {

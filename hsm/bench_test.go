@@ -27,13 +27,13 @@ func BenchmarkDomain(b *testing.B) {
 	d := newDomain(b, nil)
 	ekt := newAES(b, d)
 	plain, aad := make([]byte, benchPlain), make([]byte, 64)
-	sealed, err := d.Encrypt(b.Context(), ekt, testIV, aad, plain)
+	iv, sealed, err := d.Encrypt(b.Context(), ekt, aad, plain)
 	if err != nil {
 		b.Fatal(err)
 	}
 	calls := map[string]func() error{
-		"decrypt=false": func() error { _, err := d.Encrypt(b.Context(), ekt, testIV, aad, plain); return err },
-		"decrypt=true":  func() error { _, err := d.Decrypt(b.Context(), ekt, testIV, aad, sealed); return err },
+		"decrypt=false": func() error { _, _, err := d.Encrypt(b.Context(), ekt, aad, plain); return err },
+		"decrypt=true":  func() error { _, err := d.Decrypt(b.Context(), ekt, iv, aad, sealed); return err },
 	}
 	for name, call := range calls {
 		b.Run(name, func(b *testing.B) {

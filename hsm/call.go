@@ -109,7 +109,7 @@ func (m *Material) from(r *reply) error {
 func (d *Member) do(ctx context.Context, c *call, r *reply) (err error) {
 	switch c.op {
 	case callEncrypt:
-		r.out, err = d.Encrypt(ctx, c.ekt, c.iv, c.aad, c.in)
+		r.public, r.out, err = d.Encrypt(ctx, c.ekt, c.aad, c.in)
 	case callDecrypt:
 		r.out, err = d.Decrypt(ctx, c.ekt, c.iv, c.aad, c.in)
 	case callHMAC:

@@ -71,8 +71,12 @@ func (d *Domain) bytes(ctx context.Context, c call) (out []byte, err error) {
 }
 
 // Encrypt is Member.Encrypt.
-func (d *Domain) Encrypt(ctx context.Context, ekt EKT, iv, aad, plaintext []byte) ([]byte, error) {
-	return d.bytes(ctx, call{op: callEncrypt, ekt: ekt, iv: iv, aad: aad, in: plaintext})
+func (d *Domain) Encrypt(ctx context.Context, ekt EKT, aad, plaintext []byte) (iv, sealed []byte, err error) {
+	err = d.do(ctx, call{op: callEncrypt, ekt: ekt, aad: aad, in: plaintext}, func(r *reply) error {
+		iv, sealed = r.public, r.out
+		return nil
+	})
+	return iv, sealed, err
 }
 
 // Decrypt is Member.Decrypt.

@@ -158,19 +158,22 @@ var otherKey = []uint{
 }
 
 // Return codes that miekg does not name. The second is PKCS#11 3.0's for a bad
-// GCM tag; the last two are Trent's own.
+// GCM tag; the last three are Trent's own.
 const (
 	ckrActionProhibited      = 0x1B
 	ckrAEADDecryptFailed     = 0x42
 	ckrTokenResourceExceeded = 0x201
 	ckrWrongLength           = ckrVendor | 0x74726e74 // "trnt"
 	ckrChanging              = ckrWrongLength + 1
+	ckrBadIV                 = ckrWrongLength + 2
 )
 
 // codeName gives the CKR_ name that vendors' manuals index; miekg has the
 // table but shows it only inside its error text.
 func codeName(code uint) string {
 	switch code {
+	case ckrBadIV:
+		return "an answer whose IV is zero, repeated, not told or not the given one"
 	case ckrActionProhibited:
 		return "CKR_ACTION_PROHIBITED"
 	case ckrAEADDecryptFailed:

@@ -21,6 +21,7 @@ type Report struct {
 	// KeySpecs are tried if a domain is here, else judged by their mechanisms.
 	KeySpecs    []KeySpecCheck `json:"keySpecs,omitempty"`
 	Answers     []AnswerCheck  `json:"knownAnswers,omitempty"`
+	IVs         []IVCheck      `json:"ivs,omitempty"`
 	Rules       []RuleCheck    `json:"attributeRules,omitempty"`
 	Rates       []RateCheck    `json:"rates,omitempty"`
 	RecoveredIn string         `json:"recoveredIn,omitempty"` // after all sessions were lost
@@ -108,6 +109,7 @@ func Examine(ctx context.Context, cfg Config) (Report, error) {
 	}
 	defer t.Close() //nolint:errcheck // only read from
 	r.LoggedIn = true
+	r.tryIVs(ctx, t)
 	r.lookInside(ctx, t)
 	r.tryAnswers(ctx, t)
 	r.tryRules(ctx, t)

@@ -23,7 +23,7 @@ func BenchmarkIsolation(b *testing.B) {
 		for _, callers := range []int{1, 4, 16, 64} {
 			b.Run(fmt.Sprintf("%s/%d", isolation, callers), func(b *testing.B) {
 				each := func() error {
-					_, err := d.Encrypt(b.Context(), key, testIV, testAAD, text)
+					_, err := sealBlob(b.Context(), d, key, text)
 					return err
 				}
 				spread := make(chan error, callers)

@@ -3,7 +3,6 @@ package hsm
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -139,13 +138,12 @@ func startLoad(t *testing.T, d *Domain, callers int) *burden {
 func roundTrip(d *Domain, key EKT, n uint64) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	iv := binary.BigEndian.AppendUint64([]byte("load"), n)
 	plain := fmt.Appendf(nil, "message %d", n)
-	sealed, err := d.Encrypt(ctx, key, iv, testAAD, plain)
+	sealed, err := sealBlob(ctx, d, key, plain)
 	if err != nil {
 		return fmt.Errorf("encrypting: %w", err)
 	}
-	opened, err := d.Decrypt(ctx, key, iv, testAAD, sealed)
+	opened, err := openBlob(ctx, d, key, sealed)
 	if err != nil || !bytes.Equal(opened, plain) {
 		return fmt.Errorf("decrypting %q: %q, %w", plain, opened, err)
 	}

@@ -38,7 +38,7 @@ func TestActiveGenerationOutlivesWorkers(t *testing.T) {
 		if err != nil || made.Generation != 2 {
 			t.Errorf("a new key is of generation %d, %v", made.Generation, err)
 		}
-		if _, err := d.Encrypt(t.Context(), old, testIV, testAAD, []byte("x")); err != nil {
+		if _, err := sealBlob(t.Context(), d, old, []byte("x")); err != nil {
 			t.Errorf("a key of generation 1: %v", err)
 		}
 		was := signalWorker(t, d, 0, syscall.SIGKILL)

@@ -40,7 +40,7 @@ func wantGenerations(t *testing.T, d *Member, active uint32, whole ...uint32) {
 
 func encryptsAndDecrypts(t *testing.T, d *Member, ekt EKT) []byte {
 	t.Helper()
-	sealed, err := d.Encrypt(t.Context(), ekt, testIV, testAAD, []byte("hoge_password"))
+	sealed, err := sealBlob(t.Context(), d, ekt, []byte("hoge_password"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func encryptsAndDecrypts(t *testing.T, d *Member, ekt EKT) []byte {
 
 func opens(t *testing.T, d *Member, ekt EKT, sealed []byte) {
 	t.Helper()
-	plain, err := d.Decrypt(t.Context(), ekt, testIV, testAAD, sealed)
+	plain, err := openBlob(t.Context(), d, ekt, sealed)
 	if err != nil || string(plain) != "hoge_password" {
 		t.Fatalf("decrypted %q, %v", plain, err)
 	}
@@ -145,7 +145,7 @@ func TestDestroyGeneration(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantGenerations(t, d, 2, 2)
-	if _, err := d.Encrypt(ctx, first, testIV, nil, nil); !errors.Is(err, ErrNoGeneration) || !errors.Is(err, ErrInvalidEKT) {
+	if _, err := sealBlob(ctx, d, first, nil); !errors.Is(err, ErrNoGeneration) || !errors.Is(err, ErrInvalidEKT) {
 		t.Errorf("using a key of a destroyed generation: %v", err)
 	}
 	reopened, err := d.t.OpenDomain(ctx, testDomain) // knows nothing of what is active

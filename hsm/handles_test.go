@@ -37,12 +37,12 @@ func TestHandleCacheUnderPressure(t *testing.T) {
 			random := rand.New(rand.NewPCG(uint64(c), 1)) //nolint:gosec // not a secret
 			for range rounds {
 				ekt := ekts[random.IntN(keys)]
-				sealed, err := d.Encrypt(t.Context(), ekt, testIV, testAAD, []byte("plain"))
+				iv, sealed, err := d.Encrypt(t.Context(), ekt, testAAD, []byte("plain"))
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				if plain, err := d.Decrypt(t.Context(), ekt, testIV, testAAD, sealed); err != nil || string(plain) != "plain" {
+				if plain, err := d.Decrypt(t.Context(), ekt, iv, testAAD, sealed); err != nil || string(plain) != "plain" {
 					t.Errorf("%q, %v", plain, err)
 					return
 				}
@@ -62,7 +62,7 @@ func TestHandleIsLoadedOnce(t *testing.T) {
 	var group sync.WaitGroup
 	for range 32 {
 		group.Go(func() {
-			if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+			if _, _, err := d.Encrypt(t.Context(), ekt, nil, []byte("x")); err != nil {
 				t.Error(err)
 			}
 		})
@@ -87,7 +87,7 @@ func TestHandleInUseIsNeverDestroyed(t *testing.T) {
 	}
 	done := make(chan error)
 	go func() {
-		_, err := d.Encrypt(t.Context(), wanted, testIV, nil, []byte("x"))
+		_, _, err := d.Encrypt(t.Context(), wanted, nil, []byte("x"))
 		done <- err
 	}()
 	onKeeper(t, d, func(s *session, _ *domainKeys) error {
@@ -119,7 +119,7 @@ func hold(t *testing.T, d *Member) (release func()) {
 func TestFullQueueAndAbandonedCallers(t *testing.T) {
 	d := newDomain(t, func(c *Config) { c.Queue = 2 })
 	ekt := newAES(t, d)
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, _, err := d.Encrypt(t.Context(), ekt, nil, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	release := hold(t, d)
@@ -128,17 +128,17 @@ func TestFullQueueAndAbandonedCallers(t *testing.T) {
 	var group sync.WaitGroup
 	for range 2 {
 		group.Go(func() {
-			if _, err := d.Encrypt(brief, ekt, testIV, nil, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
+			if _, _, err := d.Encrypt(brief, ekt, nil, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("a caller who left: %v", err)
 			}
 		})
 	}
 	group.Wait()
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); !errors.Is(err, ErrBusy) {
+	if _, _, err := d.Encrypt(t.Context(), ekt, nil, []byte("x")); !errors.Is(err, ErrBusy) {
 		t.Errorf("full queue: %v", err)
 	}
 	release()
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, _, err := d.Encrypt(t.Context(), ekt, nil, []byte("x")); err != nil {
 		t.Errorf("after the jam: %v", err)
 	}
 	h, err := d.cache.acquire(t.Context(), ekt)

@@ -51,6 +51,9 @@ type Config struct {
 	// as hung. 0 = 30 s, more than any device takes for a key of RSA_4096.
 	HungAfter time.Duration
 
+	// IVSource says who makes the IVs of AES-GCM. "" = IVAuto.
+	IVSource IVSource
+
 	// Logger hears of lost sessions and other faults. nil = discard.
 	Logger *slog.Logger `json:"-"`
 
@@ -91,6 +94,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.HungAfter <= 0 {
 		cfg.HungAfter = 30 * time.Second
+	}
+	if cfg.IVSource == "" {
+		cfg.IVSource = IVAuto
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

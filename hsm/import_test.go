@@ -103,11 +103,11 @@ func TestImportSecrets(t *testing.T) {
 		if err != nil || !bytes.Equal(again.CheckValue, made.CheckValue) {
 			t.Errorf("%s: the same material has check values %x and %x (%v)", algorithm, made.CheckValue, again.CheckValue, err)
 		}
-		sealed, err := d.Encrypt(t.Context(), made.EKT, testIV, testAAD, []byte("plain"))
+		iv, sealed, err := d.Encrypt(t.Context(), made.EKT, testAAD, []byte("plain"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := sealGCM(t, key, []byte("plain")); !bytes.Equal(sealed, want) {
+		if want := sealGCM(t, key, iv, []byte("plain")); !bytes.Equal(sealed, want) {
 			t.Errorf("%s: the key is not what was imported", algorithm)
 		}
 		checkCopy(t, d, algorithm, made.EKT, []uint{pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT}, false)
@@ -326,8 +326,8 @@ func TestWrappingKeyIsLocked(t *testing.T) {
 	}
 }
 
-// sealGCM is what Encrypt answers for testIV and testAAD under key.
-func sealGCM(t *testing.T, key, plain []byte) []byte {
+// sealGCM is what Encrypt answers for iv and testAAD under key.
+func sealGCM(t *testing.T, key, iv, plain []byte) []byte {
 	t.Helper()
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -337,7 +337,7 @@ func sealGCM(t *testing.T, key, plain []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return gcm.Seal(nil, testIV, plain, testAAD)
+	return gcm.Seal(nil, iv, plain, testAAD)
 }
 
 // TestKnownAnswers: what imported keys compute is what is published, or what

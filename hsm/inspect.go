@@ -282,27 +282,27 @@ var oidP256 = asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}
 // data or in the device is followed by it: if it still comes out right, the
 // data was bad.
 type probe struct {
-	key    pkcs11.ObjectHandle
-	sealed []byte
+	key        pkcs11.ObjectHandle
+	iv, sealed []byte
 }
 
-var (
-	probeIV    = []byte("trent probe!")
-	probePlain = []byte("the device is healthy")
-)
+var probePlain = []byte("the device is healthy")
 
-// newProbe makes a session key that lives as long as the epoch.
+// newProbe makes a session key that lives as long as the epoch. It looks first
+// how the device wants its IVs: it may have come back in another mode.
 func (s *session) newProbe() (probe, error) {
+	if err := s.chooseIVs(); err != nil {
+		return probe{}, err
+	}
 	key, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
 	if err != nil {
 		return probe{}, deviceError("generating the probe key", err)
 	}
-	sealed := make([]byte, len(probePlain)+tagSize)
-	n, code := s.t.module.native.gcm(false, s.handle, key, probeIV, nil, probePlain, sealed)
-	if code != pkcs11.CKR_OK {
-		return probe{}, &DeviceError{Doing: "sealing the probe", Code: code}
+	iv, sealed, err := s.sealProbe(key, s.t.ivs())
+	if err != nil {
+		return probe{}, err
 	}
-	return probe{key, sealed[:n]}, nil
+	return probe{key, iv, sealed}, nil
 }
 
 func (p probe) passed(plain []byte) bool { return bytes.Equal(plain, probePlain) }

@@ -160,7 +160,7 @@ func TestCreateDomainResumes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := again.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, _, err := again.Encrypt(t.Context(), ekt, nil, []byte("x")); err != nil {
 		t.Errorf("a key of before: %v", err)
 	}
 }

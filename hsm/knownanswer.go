@@ -112,14 +112,16 @@ func (s *session) answerGCM() error {
 		"8cb08e48590dbb3da7b08b1056828838c5f61e6393ba7a0abcc9f662" + "76fc6ece0f4e1768cddf8853bb2d551b")
 	n := s.t.module.native
 	out := make([]byte, len(want))
-	length, code := n.gcm(false, s.handle, key, iv, aad, plain, out)
-	if code != pkcs11.CKR_OK {
-		return &DeviceError{Doing: "encrypting", Code: code}
+	if s.t.ivs().source != IVMechanism { // the published IV cannot be had else
+		length, code := n.gcm(false, s.handle, key, iv, aad, plain, out)
+		if code != pkcs11.CKR_OK {
+			return &DeviceError{Doing: "encrypting", Code: code}
+		}
+		if !bytes.Equal(out[:length], want) {
+			return errWrongAnswer
+		}
 	}
-	if !bytes.Equal(out[:length], want) {
-		return errWrongAnswer
-	}
-	length, code = n.gcm(true, s.handle, key, iv, aad, want, out)
+	length, code := n.gcm(true, s.handle, key, iv, aad, want, out)
 	if code != pkcs11.CKR_OK || !bytes.Equal(out[:length], plain) {
 		return fmt.Errorf("%w when it decrypts (%s)", errWrongAnswer, codeName(code))
 	}
@@ -161,8 +163,8 @@ func (s *session) answerKeyWrapPad() error {
 	}
 	defer s.destroy(kek)
 	secret := fromHex("c37b7e6492584340bed12207808941155068f738")
-	object, err := s.unwrap(classGeneric, kek, fromHex("138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a"),
-		useTemplate(pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN))
+	object, err := s.unwrapLength(classGeneric, kek, fromHex("138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a"),
+		len(secret), useTemplate(pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN))
 	if err != nil {
 		return err
 	}

@@ -227,6 +227,8 @@ type request struct {
 	mechanism  uint   // of an asymmetric call or a MAC
 	parameters []byte // of the mechanism, not secret; nil = none
 
+	ivs ivWay // of opEncrypt
+
 	buf              []byte // holds iv, aad, in and mac
 	iv, aad, in, mac []byte
 	out              []byte // the caller's once do returns it
@@ -272,7 +274,8 @@ func (r *request) input(iv, aad, in, mac []byte, out int) {
 func (r *request) wrongLength() bool {
 	switch r.op {
 	case opEncrypt:
-		return r.length != len(r.in)+tagSize
+		iv := r.length - len(r.in) - tagSize
+		return iv != ivSize && iv != maxIV
 	case opDecrypt:
 		return r.length != len(r.in)-tagSize
 	case opHMAC, opMAC, opAgree:

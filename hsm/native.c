@@ -102,7 +102,7 @@ ck_result trent_gcm(ck_functions *f, int decrypt, ck_ulong session, ck_ulong key
 	ck_byte *iv, ck_ulong iv_length, ck_byte *aad, ck_ulong aad_length,
 	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity)
 {
-	ck_gcm_params params = {iv, iv_length, iv_length * 8, aad_length ? aad : NULL, aad_length, 128};
+	ck_gcm_params params = {iv_length ? iv : NULL, iv_length, iv_length * 8, aad_length ? aad : NULL, aad_length, 128};
 	ck_mechanism mechanism = {CKM_AES_GCM, &params, sizeof(params)};
 	ck_result result = {0, out_capacity};
 	result.code = ((init_call)f->fn[decrypt ? C_DecryptInit : C_EncryptInit])(session, &mechanism, key);

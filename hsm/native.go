@@ -51,7 +51,8 @@ func bytesOf(b []byte) (*C.ck_byte, C.ck_ulong) {
 }
 
 // gcm seals in into out (at least len(in)+16 bytes) or opens it. It returns
-// the number of bytes written and the CKR_ code.
+// the number of bytes written and the CKR_ code. A device with IVs of its own
+// writes over iv, or, if it is empty, adds its IV to out.
 func (n native) gcm(open bool, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, iv, aad, in, out []byte) (int, uint) {
 	ivPtr, ivLen := bytesOf(iv)
 	aadPtr, aadLen := bytesOf(aad)

@@ -26,6 +26,8 @@ typedef struct {
 
 ck_functions *trent_load(const char *path, const char **why);
 
+// trent_gcm encrypts or decrypts. A device that makes IVs of its own may write
+// over iv when it encrypts, or be given none.
 ck_result trent_gcm(ck_functions *f, int decrypt, ck_ulong session, ck_ulong key,
 	ck_byte *iv, ck_ulong iv_length, ck_byte *aad, ck_ulong aad_length,
 	ck_byte *in, ck_ulong in_length, ck_byte *out, ck_ulong out_capacity);

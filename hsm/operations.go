@@ -13,18 +13,18 @@ const (
 	macSize = 32 // bytes of an HMAC-SHA-256
 )
 
-// Encrypt seals plaintext by AES-256-GCM under the backing key in ekt. iv has
-// 12 or 16 bytes and must never repeat under one key. It returns the
-// ciphertext with its 16-byte tag.
-func (d *Member) Encrypt(ctx context.Context, ekt EKT, iv, aad, plaintext []byte) ([]byte, error) {
-	if err := checkIV(iv); err != nil {
-		return nil, err
-	}
-	return d.use(ctx, ekt, classAES, func(epoch uint64) *request {
-		r := newRequest(opEncrypt, epoch)
-		r.input(iv, aad, plaintext, nil, len(plaintext)+tagSize)
-		return r
+// Encrypt seals plaintext by AES-256-GCM under the backing key in ekt. It
+// returns the IV, of 12 or 16 bytes and from the source that the device takes
+// (see IVSource), and the ciphertext with its 16-byte tag.
+func (d *Member) Encrypt(ctx context.Context, ekt EKT, aad, plaintext []byte) (iv, sealed []byte, err error) {
+	out, err := d.use(ctx, ekt, classAES, func(epoch uint64) *request {
+		return sealRequest(epoch, d.t.ivs(), aad, plaintext)
 	})
+	if err != nil {
+		return nil, nil, err
+	}
+	iv, sealed = splitSealed(out, len(plaintext))
+	return iv, sealed, nil
 }
 
 // Decrypt opens what Encrypt returned: ciphertext and 16-byte tag. It returns

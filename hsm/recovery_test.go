@@ -48,7 +48,7 @@ func wantHealthy(t testing.TB, d *Member) time.Duration {
 func TestDeviceGoneAndBack(t *testing.T) {
 	shim, d := newFaultyDomain(t, func(c *Config) { c.RecoveryWait = 50 * time.Millisecond })
 	ekt := newAES(t, d)
-	sealed, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x"))
+	sealed, err := sealBlob(t.Context(), d, ekt, []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func TestDeviceGoneAndBack(t *testing.T) {
 	} {
 		before := d.t.Health().Epoch
 		shim.Set(faultshim.Every, faultshim.Fault{Action: faultshim.Fail, Code: code})
-		if _, err := d.Decrypt(t.Context(), ekt, testIV, nil, sealed); !errors.Is(err, ErrUnavailable) {
+		if _, err := openBlob(t.Context(), d, ekt, sealed); !errors.Is(err, ErrUnavailable) {
 			t.Errorf("%s: decrypting without a device: %v", codeName(code), err)
 		}
 		time.Sleep(200 * time.Millisecond)
@@ -67,7 +67,7 @@ func TestDeviceGoneAndBack(t *testing.T) {
 		shim.Clear()
 		took := wantHealthy(t, d)
 		t.Logf("%s: back after %s", codeName(code), took)
-		if plain, err := d.Decrypt(t.Context(), ekt, testIV, nil, sealed); err != nil || string(plain) != "x" {
+		if plain, err := openBlob(t.Context(), d, ekt, sealed); err != nil || string(plain) != "x" {
 			t.Errorf("%s: decrypting afterwards: %q, %v", codeName(code), plain, err)
 		}
 		if d.t.Health().Epoch == before {
@@ -90,7 +90,7 @@ func TestPINRefusedDuringRecovery(t *testing.T) {
 				t.Errorf("pinging: %v", err)
 			}
 			start := time.Now()
-			if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); !errors.Is(err, ErrUnavailable) {
+			if _, err := sealBlob(t.Context(), d, ekt, []byte("x")); !errors.Is(err, ErrUnavailable) {
 				t.Errorf("encrypting: %v", err)
 			}
 			if took := time.Since(start); took > soon/2 {
@@ -125,7 +125,7 @@ func TestTokensOfOneModule(t *testing.T) {
 		if err := d.t.Ping(t.Context()); err != nil {
 			t.Errorf("the call that met the fault: %v", err)
 		}
-		if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+		if _, err := sealBlob(t.Context(), d, ekt, []byte("x")); err != nil {
 			t.Error(err)
 		}
 		for other, epoch := range before {
@@ -141,7 +141,7 @@ func TestTokensOfOneModule(t *testing.T) {
 	if err := second.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := one.Encrypt(t.Context(), ekts[one], testIV, nil, []byte("x")); err != nil {
+	if _, err := sealBlob(t.Context(), one, ekts[one], []byte("x")); err != nil {
 		t.Errorf("after the other was closed: %v", err)
 	}
 }
@@ -174,13 +174,13 @@ func TestCloseWhileDown(t *testing.T) {
 func TestHang(t *testing.T) {
 	shim, d := newFaultyDomain(t, func(c *Config) { c.HungAfter, c.RecoveryWait = 100*time.Millisecond, 100*time.Millisecond })
 	ekt := newAES(t, d)
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, err := sealBlob(t.Context(), d, ekt, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	shim.Set("C_Encrypt", faultshim.Fault{Action: faultshim.Hang})
 	brief, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, err := d.Encrypt(brief, ekt, testIV, nil, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := sealBlob(brief, d, ekt, []byte("x")); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a call that hangs: %v", err)
 	}
 	if h := d.t.Health(); h.State != StateHung || !strings.Contains(h.Reason, "worker") {
@@ -197,7 +197,7 @@ func TestHang(t *testing.T) {
 	}
 	shim.Clear()
 	wantHealthy(t, d)
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, err := sealBlob(t.Context(), d, ekt, []byte("x")); err != nil {
 		t.Error(err)
 	}
 }

@@ -25,6 +25,9 @@ type session struct {
 	// since is when the call began that the worker makes, in Unix nanoseconds;
 	// 0 = none.
 	since atomic.Int64
+
+	random []byte // of the device, for IVs to come
+	lastIV []byte // of what it sealed
 }
 
 func (t *Token) openSession() (*session, error) {
@@ -48,6 +51,8 @@ func (s *session) open() error {
 
 // close ends the session. One that the device does not close is kept in mind.
 func (s *session) close() {
+	clear(s.random)
+	s.random = nil
 	if s.handle == 0 {
 		return
 	}
@@ -171,7 +176,7 @@ func (s *session) call(r *request) (code uint) {
 	n := s.t.module.native
 	switch r.op {
 	case opEncrypt:
-		r.length, code = n.gcm(false, s.handle, r.key, r.iv, r.aad, r.in, r.out)
+		code = s.seal(r)
 	case opDecrypt:
 		r.length, code = n.gcm(true, s.handle, r.key, r.iv, r.aad, r.in, r.out)
 	case opHMAC:

@@ -70,9 +70,8 @@ func TestEpochEndsWithItsObjects(t *testing.T) {
 		t.Errorf("without sessions: %v", err)
 	}
 	use := func() error {
-		r := newRequest(opEncrypt, h.epoch)
+		r := sealRequest(h.epoch, ivOurs, nil, []byte("x"))
 		r.key = h.object
-		r.input(testIV, nil, []byte("x"), nil, 1+tagSize)
 		_, err := d.t.lane.do(t.Context(), r)
 		return err
 	}
@@ -84,7 +83,7 @@ func TestEpochEndsWithItsObjects(t *testing.T) {
 	if err := use(); !errors.Is(err, errStale) {
 		t.Errorf("using a handle of the old epoch: %v", err)
 	}
-	if _, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x")); err != nil {
+	if _, _, err := d.Encrypt(t.Context(), ekt, nil, []byte("x")); err != nil {
 		t.Errorf("after the slot came back: %v", err)
 	}
 }

@@ -100,7 +100,7 @@ func TestGenerateSymmetric(t *testing.T) {
 	if p := made.Provenance; !p.Local || p.Mechanism != "CKM_AES_KEY_GEN" || !p.AlwaysSensitive {
 		t.Errorf("provenance %+v", p)
 	}
-	if _, err := d.Encrypt(t.Context(), made.EKT, testIV, nil, []byte("x")); err != nil {
+	if _, _, err := d.Encrypt(t.Context(), made.EKT, nil, []byte("x")); err != nil {
 		t.Error(err)
 	}
 }

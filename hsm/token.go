@@ -55,6 +55,12 @@ type Token struct {
 	downSince time.Time
 	stopped   bool // the PIN is not to be tried again
 
+	// iv is how IVs are made; see ivs. The keeper's worker sets it.
+	iv atomic.Pointer[ivWay]
+
+	// wantsLength: C_UnwrapKey wants CKA_VALUE_LEN; see unwrapLength.
+	wantsLength atomic.Bool
+
 	closed  atomic.Bool
 	closing sync.Once
 }

@@ -196,7 +196,7 @@ func TestLostSessions(t *testing.T) {
 	metrics := prometheus.NewPedanticRegistry()
 	d := newDomain(t, func(c *Config) { c.Sessions, c.AsymmetricSessions, c.Metrics = 2, 2, metrics })
 	ekt := newAES(t, d)
-	sealed, err := d.Encrypt(t.Context(), ekt, testIV, nil, []byte("x"))
+	iv, sealed, err := d.Encrypt(t.Context(), ekt, nil, []byte("x"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func TestLostSessions(t *testing.T) {
 		if err := d.t.module.p11.CloseAllSessions(d.t.slot); err != nil {
 			t.Fatal(err)
 		}
-		if plain, err := d.Decrypt(t.Context(), ekt, testIV, nil, sealed); err != nil || string(plain) != "x" {
+		if plain, err := d.Decrypt(t.Context(), ekt, iv, nil, sealed); err != nil || string(plain) != "x" {
 			t.Fatalf("decrypting after lost sessions: %q, %v", plain, err)
 		}
 		if ok, err := d.Verify(t.Context(), 1, []byte("row"), mac); !ok || err != nil {

@@ -127,16 +127,16 @@ func TestEveryCallCrosses(t *testing.T) {
 	if made.Mechanism == "" || made.Device.Label == "" {
 		t.Errorf("provenance %+v", made)
 	}
-	sealed, err := d.Encrypt(ctx, aes, testIV, testAAD, nil)
+	sealed, err := sealBlob(ctx, d, aes, nil)
 	must(err)
-	if plain, err := d.Decrypt(ctx, aes, testIV, testAAD, sealed); err != nil || plain == nil || len(plain) != 0 {
+	if plain, err := openBlob(ctx, d, aes, sealed); err != nil || plain == nil || len(plain) != 0 {
 		t.Errorf("empty plaintext: %v, %v", plain, err)
 	}
 	sealed[0] ^= 1
-	if _, err := d.Decrypt(ctx, aes, testIV, testAAD, sealed); !errors.Is(err, ErrInvalidCiphertext) {
+	if _, err := openBlob(ctx, d, aes, sealed); !errors.Is(err, ErrInvalidCiphertext) {
 		t.Errorf("forged: %v", err)
 	}
-	if _, err := d.Encrypt(ctx, append(aes[:len(aes)-1:len(aes)-1], aes[len(aes)-1]^1), testIV, testAAD, nil); !errors.Is(err, ErrInvalidEKT) {
+	if _, err := sealBlob(ctx, d, append(aes[:len(aes)-1:len(aes)-1], aes[len(aes)-1]^1), nil); !errors.Is(err, ErrInvalidEKT) {
 		t.Errorf("altered EKT: %v", err)
 	}
 	if value, err := d.CheckValue(ctx, aes); err != nil || len(value) != 16 {

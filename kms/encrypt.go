@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,9 +16,6 @@ import (
 )
 
 const (
-	// ivSize is that of GCM's 96-bit random IVs (SP 800-38D §8.2.2).
-	ivSize = 12
-
 	// maxContext bounds an encryption context, in bytes of names and values.
 	// AWS publishes no figure.
 	maxContext = 8192
@@ -198,33 +194,27 @@ func (s *Service) seal(ctx context.Context, k *key, plaintext []byte, encryption
 	if err := s.budgets.spend(ctx, k); err != nil {
 		return nil, err
 	}
-	iv := make([]byte, ivSize)
-	if _, err := rand.Read(iv); err != nil {
-		return nil, fmt.Errorf("making an IV: %w", err)
-	}
-	header, err := envelope.AppendHeader(nil, envelope.Header{KeyID: k.ID, BackingKey: k.backing.ID, IV: iv})
+	header, err := envelope.AppendHeader(nil, envelope.Header{KeyID: k.ID, BackingKey: k.backing.ID})
 	if err != nil {
 		return nil, fmt.Errorf("making a ciphertext header: %w", err)
 	}
-	sealed, err := s.domain.Encrypt(ctx, k.backing.EKT, iv, envelope.AAD(header, encryptionContext), plaintext)
+	iv, sealed, err := s.domain.Encrypt(ctx, k.backing.EKT, envelope.AAD(header, encryptionContext), plaintext)
 	if err != nil {
 		return nil, s.fromUse(k, "encrypting", err)
 	}
-	return append(header, sealed...), nil
-}
-
-// blob is a ciphertext blob taken apart.
-type blob struct {
-	envelope.Header
-	header, sealed []byte
-}
-
-func parseBlob(ciphertext []byte) (blob, error) {
-	header, raw, sealed, err := envelope.Parse(ciphertext)
+	blob, err := envelope.Finish(header, iv, sealed)
 	if err != nil {
-		return blob{}, invalidCiphertext()
+		return nil, fmt.Errorf("making a ciphertext blob: %w", err)
 	}
-	return blob{header, raw, sealed}, nil
+	return blob, nil
+}
+
+func parseBlob(ciphertext []byte) (envelope.Blob, error) {
+	blob, err := envelope.Parse(ciphertext)
+	if err != nil {
+		return envelope.Blob{}, invalidCiphertext()
+	}
+	return blob, nil
 }
 
 // source is a ciphertext as a request brings it.
@@ -234,7 +224,7 @@ type source struct {
 	dryRun     *bool
 	modifiers  []types.DryRunModifierType
 	use        use
-	blob       blob // set once it has been parsed
+	blob       envelope.Blob // set once it has been parsed
 }
 
 // absent reports whether a rehearsal is to do without the ciphertext.
@@ -318,7 +308,7 @@ func (s *Service) openSource(ctx context.Context, k *key, from *source) (plainte
 		}
 		return plaintext, nil, nil
 	}
-	if from.blob.header == nil {
+	if from.blob.Encoded == nil {
 		if from.blob, err = parseBlob(from.ciphertext); err != nil {
 			return nil, nil, err
 		}
@@ -335,7 +325,7 @@ func (s *Service) openSource(ctx context.Context, k *key, from *source) (plainte
 
 // open decrypts a blob with the backing key that it names, which must be one
 // of the key's own.
-func (s *Service) open(ctx context.Context, k *key, b blob, encryptionContext map[string]string) (plaintext []byte, materialID string, err error) {
+func (s *Service) open(ctx context.Context, k *key, b envelope.Blob, encryptionContext map[string]string) (plaintext []byte, materialID string, err error) {
 	backing := k.backing
 	if b.BackingKey != backing.ID {
 		backing, err = s.cache.member(ctx, k, b.BackingKey)
@@ -346,7 +336,7 @@ func (s *Service) open(ctx context.Context, k *key, b blob, encryptionContext ma
 			return nil, "", err
 		}
 	}
-	plaintext, err = s.domain.Decrypt(ctx, backing.EKT, b.IV, envelope.AAD(b.header, encryptionContext), b.sealed)
+	plaintext, err = s.domain.Decrypt(ctx, backing.EKT, b.IV, envelope.AAD(b.Encoded, encryptionContext), b.Sealed)
 	if err != nil {
 		return nil, "", s.fromUse(k, "decrypting", err)
 	}

@@ -66,8 +66,8 @@ func (s *stack) layerRate(ctx context.Context, d time.Duration, decrypt bool) (r
 	if err != nil {
 		return 0, err
 	}
-	iv, aad, text := make([]byte, 12), make([]byte, 64), make([]byte, 32)
-	sealed, err := domain.Encrypt(ctx, key, iv, aad, text)
+	aad, text := make([]byte, 64), make([]byte, 32)
+	iv, sealed, err := domain.Encrypt(ctx, key, aad, text)
 	if err != nil {
 		return 0, err
 	}
@@ -76,7 +76,7 @@ func (s *stack) layerRate(ctx context.Context, d time.Duration, decrypt bool) (r
 			_, err := domain.Decrypt(ctx, key, iv, aad, sealed)
 			return err
 		}
-		_, err := domain.Encrypt(ctx, key, iv, aad, text)
+		_, _, err := domain.Encrypt(ctx, key, aad, text)
 		return err
 	}
 	return hammer(d, call)

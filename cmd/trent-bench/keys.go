@@ -108,6 +108,6 @@ func (j keyJob) call(ctx context.Context, domain *hsm.Domain, ekt hsm.EKT) error
 		return err
 	}
 	defer clear(private)
-	_, err = domain.Encrypt(ctx, ekt, make([]byte, 12), nil, private)
+	_, _, err = domain.Encrypt(ctx, ekt, nil, private)
 	return err
 }

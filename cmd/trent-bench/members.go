@@ -194,7 +194,7 @@ func encryptions(ctx context.Context, domain *hsm.Domain, keys []hsm.EKT, caller
 		group sync.WaitGroup
 		total atomic.Int64
 	)
-	iv, aad, text := make([]byte, 12), make([]byte, 64), make([]byte, 32)
+	aad, text := make([]byte, 64), make([]byte, 32)
 	faults := make([]error, callers)
 	start := time.Now()
 	end := start.Add(d)
@@ -202,7 +202,7 @@ func encryptions(ctx context.Context, domain *hsm.Domain, keys []hsm.EKT, caller
 		group.Go(func() {
 			n := 0
 			for ; faults[i] == nil && time.Now().Before(end); n++ {
-				_, faults[i] = domain.Encrypt(ctx, keys[(i*len(keys)/callers+n)%len(keys)], iv, aad, text)
+				_, _, faults[i] = domain.Encrypt(ctx, keys[(i*len(keys)/callers+n)%len(keys)], aad, text)
 			}
 			total.Add(int64(n))
 		})

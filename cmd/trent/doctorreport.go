@@ -82,6 +82,19 @@ func (p *printer) tries(r hsm.Report) {
 	for _, a := range r.Answers {
 		p.printf("  %-8s %s (%s)\n", a.Result, a.Name, a.Source)
 	}
+	if len(r.IVs) > 0 {
+		p.printf("\nSources of IVs (--hsm-iv-source):\n")
+	}
+	for _, v := range r.IVs {
+		state := "refused"
+		switch {
+		case v.Chosen:
+			state = "chosen"
+		case v.Works:
+			state = "possible"
+		}
+		p.printf("  %-8s %-10s %s\n", state, v.Source, v.Detail)
+	}
 	if len(r.Rules) > 0 {
 		p.printf("\nAttribute rules:\n")
 	}

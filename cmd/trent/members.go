@@ -23,6 +23,7 @@ type memberTable struct {
 	Serial      string   `json:"hsm-serial"`
 	Sessions    int      `json:"hsm-sessions"`
 	Handles     int      `json:"hsm-handles"`
+	IVSource    string   `json:"hsm-iv-source"`
 	PINFile     string   `json:"pin-file"`
 	Environment []string `json:"environment"` // NAME=value for the vendor's library
 }
@@ -39,7 +40,7 @@ func (m *memberTables) Decode(ctx *kong.DecodeContext) error {
 	decoder := json.NewDecoder(bytes.NewReader([]byte(text)))
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(m); err != nil {
-		return fmt.Errorf("reading [[hsm-member]] (its settings are name, hsm-module, hsm-token, hsm-serial, hsm-sessions, hsm-handles, pin-file and environment): %w", err)
+		return fmt.Errorf("reading [[hsm-member]] (its settings are name, hsm-module, hsm-token, hsm-serial, hsm-sessions, hsm-handles, hsm-iv-source, pin-file and environment): %w", err)
 	}
 	return nil
 }
@@ -48,7 +49,7 @@ func (m *memberTables) Decode(ctx *kong.DecodeContext) error {
 // tables, the one token that those name.
 func (s hsmSettings) members() []memberTable {
 	if len(s.HSMMembers) == 0 {
-		return []memberTable{{Module: s.HSMModule, Token: s.HSMToken, Serial: s.HSMSerial, Sessions: s.HSMSessions, Handles: s.HSMHandles}}
+		return []memberTable{{Module: s.HSMModule, Token: s.HSMToken, Serial: s.HSMSerial, Sessions: s.HSMSessions, Handles: s.HSMHandles, IVSource: s.HSMIVSource}}
 	}
 	members := append([]memberTable(nil), s.HSMMembers...)
 	for i := range members {
@@ -64,6 +65,9 @@ func (s hsmSettings) members() []memberTable {
 		}
 		if m.Handles == 0 {
 			m.Handles = s.HSMHandles
+		}
+		if m.IVSource == "" {
+			m.IVSource = s.HSMIVSource
 		}
 	}
 	return members
@@ -104,7 +108,7 @@ func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hs
 			Name: m.Name, Environment: m.Environment,
 			Config: hsm.Config{
 				Module: m.Module, TokenLabel: m.Token, TokenSerial: m.Serial, PIN: pin,
-				Sessions: m.Sessions, HandleCache: m.Handles, Logger: log,
+				Sessions: m.Sessions, HandleCache: m.Handles, IVSource: hsm.IVSource(m.IVSource), Logger: log,
 			},
 		})
 	}

@@ -22,6 +22,7 @@ type hsmSettings struct {
 	HSMSerial   string `name:"hsm-serial" env:"TRENT_HSM_SERIAL" placeholder:"SERIAL" help:"Serial number of the token; together with a label, both must match."`
 	HSMSessions int    `name:"hsm-sessions" env:"TRENT_HSM_SESSIONS" default:"0" help:"Sessions that symmetric operations share. 0 chooses what measures best."`
 	HSMHandles  int    `name:"hsm-handles" env:"TRENT_HSM_HANDLES" default:"0" help:"Most unwrapped keys on the token at a time. 0 means 1024."`
+	HSMIVSource string `name:"hsm-iv-source" env:"TRENT_HSM_IV_SOURCE" enum:"auto,process,hsm,mechanism" default:"auto" help:"Who makes the IVs of AES-GCM: this process, the HSM's generator, or the HSM's mechanism; auto tries what the device takes."`
 
 	HSMIsolation    string        `name:"hsm-isolation" env:"TRENT_HSM_ISOLATION" enum:"worker,in-process" default:"worker" help:"Where the vendor's library runs: in a worker process for each token, which may hang or crash, or in-process."`
 	HSMDeadline     time.Duration `name:"hsm-deadline" env:"TRENT_HSM_DEADLINE" default:"5s" help:"How long a call to the HSM may take before its worker is replaced."`

@@ -1,0 +1,158 @@
+package kms
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/trent-kms/trent/hsm"
+)
+
+const (
+	// importParametersLife is how long a wrapping key and its token are valid.
+	importParametersLife = 24 * time.Hour
+
+	// maxMaterialLife bounds ValidTo.
+	maxMaterialLife = 365 * day
+)
+
+// importParameters are what an import token says. The private half of the
+// wrapping key is in it, wrapped under the domain key: nothing is stored, and
+// a token that is forged, altered or another deployment's has no right MAC.
+type importParameters struct {
+	Account   string    `json:"account"`
+	Region    string    `json:"region"`
+	KeyID     string    `json:"keyId"`
+	Algorithm string    `json:"algorithm"`
+	ValidTo   time.Time `json:"validTo"`
+	Wrapping  []byte    `json:"wrapping"` // EKT
+}
+
+// GetParametersForImport makes a wrapping key pair in the HSM and a token that
+// says what it is for.
+func (s *Service) GetParametersForImport(ctx context.Context, call *Call, in *awskms.GetParametersForImportInput) (*awskms.GetParametersForImportOutput, error) {
+	if err := s.refresh(ctx, call); err != nil {
+		return nil, err
+	}
+	k, err := s.authorizeKey(ctx, call, "kms:GetParametersForImport", *in.KeyId, keyOnly)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkExternal(k); err != nil {
+		return nil, err
+	}
+	algorithm := string(in.WrappingAlgorithm)
+	if err := s.checkWrapping(k, in.WrappingAlgorithm, in.WrappingKeySpec); err != nil {
+		return nil, err
+	}
+	wrapping, public, err := s.domain.GenerateWrappingKey(ctx, string(in.WrappingKeySpec))
+	if err != nil {
+		return nil, fromImport(err)
+	}
+	validTo := s.now().UTC().Add(importParametersLife).Truncate(time.Second)
+	token, err := s.importToken(ctx, importParameters{k.Account, k.Region, k.ID, algorithm, validTo, wrapping})
+	if err != nil {
+		return nil, err
+	}
+	return &awskms.GetParametersForImportOutput{
+		KeyId: aws.String(k.arn), PublicKey: public, ImportToken: token, ParametersValidTo: aws.Time(validTo),
+	}, nil
+}
+
+func checkExternal(k *key) error {
+	if k.Origin != string(types.OriginTypeExternal) {
+		return unsupported("%s origin is %s which is not valid for this operation.", k.arn, k.Origin)
+	}
+	return nil
+}
+
+// checkWrapping refuses what AWS does not take, and what this HSM could not
+// unwrap inside.
+func (s *Service) checkWrapping(k *key, algorithm types.AlgorithmSpec, spec types.WrappingKeySpec) error {
+	switch {
+	case algorithm == types.AlgorithmSpecRsaesPkcs1V15:
+		return unsupported("Wrapping algorithm %s is not supported any more.", algorithm)
+	case algorithm == types.AlgorithmSpecSm2pke || spec == types.WrappingKeySpecSm2:
+		return unsupported("SM2 is not supported in this Region.")
+	case k.Spec == string(types.KeySpecEccNistP521) && spec == types.WrappingKeySpecRsa2048 &&
+		(algorithm == types.AlgorithmSpecRsaesOaepSha1 || algorithm == types.AlgorithmSpecRsaesOaepSha256):
+		return validation("Key material of %s is too long for wrapping key spec %s and algorithm %s.", k.Spec, spec, algorithm)
+	}
+	return fromImport(s.domain.SupportsImport(string(algorithm), k.Spec, hsmUses[k.Usage]))
+}
+
+// fromImport maps the HSM's refusals of an import.
+func fromImport(err error) error {
+	var lacks *hsm.UnsupportedError
+	switch {
+	case errors.As(err, &lacks):
+		return unsupported("%s.", lacks.Error())
+	case errors.Is(err, hsm.ErrMaterial):
+		return &types.IncorrectKeyMaterialException{Message: aws.String("The key material is not of the key's spec.")}
+	case errors.Is(err, hsm.ErrArgument):
+		return validation("The wrapping algorithm cannot be used with a key of this spec.")
+	}
+	return err
+}
+
+// tokenVersion begins every import token:
+//
+//	token = tokenVersion 4OCTET(MAC generation) OCTET(length of mac) mac body
+//
+// where body is importParameters in JSON, and mac is of SHA-256 of
+// "trent import token", the deployment's MAC key setting deployments apart.
+const tokenVersion = 1
+
+func tokenDigest(body []byte) []byte {
+	sum := sha256.Sum256(append([]byte("trent import token\x00"), body...))
+	return sum[:]
+}
+
+func (s *Service) importToken(ctx context.Context, p importParameters) ([]byte, error) {
+	body, err := json.Marshal(p)
+	if err != nil {
+		return nil, fmt.Errorf("encoding an import token: %w", err)
+	}
+	generation, mac, err := s.domain.Sum(ctx, tokenDigest(body))
+	if err != nil {
+		return nil, fmt.Errorf("sealing an import token: %w", err)
+	}
+	token := binary.BigEndian.AppendUint32([]byte{tokenVersion}, generation)
+	token = append(append(token, byte(len(mac))), mac...)
+	return append(token, body...), nil
+}
+
+// openToken verifies the import token of a request on k.
+func (s *Service) openToken(ctx context.Context, k *key, token []byte) (importParameters, error) {
+	var p importParameters
+	invalid := &types.InvalidImportTokenException{Message: aws.String("The import token is not one of this key.")}
+	if len(token) < 6 || token[0] != tokenVersion || len(token) < 6+int(token[5]) {
+		return p, invalid
+	}
+	mac, body := token[6:6+int(token[5])], token[6+int(token[5]):]
+	ok, err := s.domain.Verify(ctx, binary.BigEndian.Uint32(token[1:]), tokenDigest(body), mac)
+	if err != nil {
+		return p, fmt.Errorf("verifying an import token: %w", err)
+	}
+	if !ok {
+		return p, invalid
+	}
+	if err := json.Unmarshal(body, &p); err != nil {
+		return p, fmt.Errorf("reading an import token of our own: %w", err)
+	}
+	if p.Account != k.Account || p.Region != k.Region || p.KeyID != k.ID {
+		return p, invalid
+	}
+	if !s.now().Before(p.ValidTo) {
+		return p, &types.ExpiredImportTokenException{Message: aws.String("The import token has expired. Get a new one.")}
+	}
+	return p, nil
+}
