@@ -112,7 +112,7 @@ func TestEnrolment(t *testing.T) {
 			}
 		}
 	}
-	if _, err := b.Encrypt(ctx, old, testIV, nil, nil); !errors.Is(err, ErrNoGeneration) {
+	if _, _, err := b.Encrypt(ctx, old, nil, nil); !errors.Is(err, ErrNoGeneration) {
 		t.Errorf("a locked key of before, on the new member: %v", err)
 	}
 	if err := b.TakeShared(ctx, 3, made.Parcels[1]); err == nil {

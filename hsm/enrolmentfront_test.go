@@ -60,7 +60,7 @@ func TestMembersHoldDifferentGenerations(t *testing.T) {
 	cfg.Patience = 10 * time.Second
 	d := openDomain(t, cfg)
 	eventually(t, "both members", func() bool { return workerOf(d, 0) != 0 && workerOf(d, 1) != 0 })
-	sealed, err := d.Encrypt(t.Context(), old, testIV, testAAD, []byte("old"))
+	iv, sealed, err := d.Encrypt(t.Context(), old, testAAD, []byte("old"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +72,7 @@ func TestMembersHoldDifferentGenerations(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 20 {
-		if plain, err := d.Decrypt(t.Context(), old, testIV, testAAD, sealed); err != nil || string(plain) != "old" {
+		if plain, err := d.Decrypt(t.Context(), old, iv, testAAD, sealed); err != nil || string(plain) != "old" {
 			t.Fatalf("a key of generation 1: %q, %v", plain, err)
 		}
 		if ok, err := d.Verify(t.Context(), 1, []byte("row"), mac); !ok || err != nil {
@@ -83,13 +83,13 @@ func TestMembersHoldDifferentGenerations(t *testing.T) {
 	if fresh.Generation() != 2 {
 		t.Errorf("a new key is of generation %d", fresh.Generation())
 	}
-	if _, err := d.Encrypt(t.Context(), append(slices.Clone(old[:4]), append([]byte{9}, old[5:]...)...), testIV, nil, nil); !errors.Is(err, ErrNoGeneration) {
+	if _, _, err := d.Encrypt(t.Context(), append(slices.Clone(old[:4]), append([]byte{9}, old[5:]...)...), nil, nil); !errors.Is(err, ErrNoGeneration) {
 		t.Errorf("a generation that nobody holds: %v", err)
 	}
 
 	// A member that comes back within Patience costs no call an error.
 	signalWorker(t, d, 0, syscall.SIGKILL)
-	if plain, err := d.Decrypt(t.Context(), old, testIV, testAAD, sealed); err != nil || string(plain) != "old" {
+	if plain, err := d.Decrypt(t.Context(), old, iv, testAAD, sealed); err != nil || string(plain) != "old" {
 		t.Errorf("while its holder comes back: %q, %v", plain, err)
 	}
 	d.Close()
@@ -101,10 +101,10 @@ func TestMembersHoldDifferentGenerations(t *testing.T) {
 	if err := alone.SetActive(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := alone.Encrypt(t.Context(), fresh, testIV, testAAD, []byte("x")); err != nil {
+	if _, _, err := alone.Encrypt(t.Context(), fresh, testAAD, []byte("x")); err != nil {
 		t.Errorf("a key of generation 2 without the first member: %v", err)
 	}
-	_, err = alone.Decrypt(t.Context(), old, testIV, testAAD, sealed)
+	_, err = alone.Decrypt(t.Context(), old, iv, testAAD, sealed)
 	if !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrInvalidEKT) {
 		t.Errorf("a key whose only holder is away: %v", err)
 	}
