@@ -41,6 +41,20 @@ var Points = []string{
 	"generation.destroyed.domain-key-private",
 	"generation.destroyed.mac",
 
+	// enrolment of a further member
+	"enrol.recorded",            // row of a generation without keys committed
+	"enrol.made",                // keys made and wrapped; on no token yet
+	"enrol.took.domain-key-aes", // token object of a member made, in its worker
+	"enrol.took.domain-key-generic",
+	"enrol.took.domain-key-private",
+	"enrol.took.mac",
+	"enrol.taken",     // one member holds the generation
+	"enrol.proved",    // all do, no row says so
+	"enrol.enrolled",  // rows committed
+	"enrol.dropped",   // an enrolment key destroyed
+	"enrol.removed",   // row of a removed member committed, its keys still there
+	"enrol.destroyed", // a generation of the removed member destroyed
+
 	// every change
 	"change.before_commit",
 	"change.after_commit",

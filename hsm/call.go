@@ -39,6 +39,12 @@ const (
 	callRewrap
 	callSetActive
 	callGenerations
+	callSetProofs
+	callEnrolmentKey
+	callMakeShared
+	callTakeShared
+	callDropEnrolmentKey
+	callDestroyGeneration
 	callOpen    // of a worker, before all others: see worker.open
 	callMetrics // of a worker
 	callCount
@@ -182,7 +188,7 @@ func (d *Member) doSeldom(ctx context.Context, c *call, r *reply) (err error) {
 			err = r.describe(all)
 		}
 	default:
-		err = fmt.Errorf("%w: there is no operation %d", ErrArgument, c.op)
+		err = d.doEnrolment(ctx, c, r)
 	}
 	return err
 }

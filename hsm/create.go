@@ -21,7 +21,7 @@ func (t *Token) CreateDomain(ctx context.Context, id DomainID) error {
 	if err := t.createGeneration(ctx, id, firstGeneration, "init."); err != nil {
 		return err
 	}
-	d, err := t.openDomain(ctx, id) // proves that the device enforces what was asked
+	d, err := t.findMember(ctx, id, nil, false) // proves that the device enforces what was asked
 	if err != nil {
 		return err
 	}
@@ -166,7 +166,7 @@ func (t *Token) generateTokenKey(set crypto11.AttributeSet, cipher *crypto11.Sym
 // caller has made sure that nothing is. It can be called again after an
 // interruption. The active generation is refused.
 func (d *Member) DestroyGeneration(ctx context.Context, number uint32, keepMAC bool) error {
-	if number == d.Active() {
+	if d.inUse(number) {
 		return fmt.Errorf("%w: generation %d is the active one", ErrArgument, number)
 	}
 	roles := allRoles()
@@ -191,4 +191,15 @@ func (d *Member) DestroyGeneration(ctx context.Context, number uint32, keepMAC b
 	}
 	_, err := d.look(ctx)
 	return err
+}
+
+// inUse says whether the member makes keys under the generation. A member that
+// is being enrolled makes none before it is told to.
+func (d *Member) inUse(number uint32) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.enrolling {
+		return number == d.active
+	}
+	return number == d.served
 }

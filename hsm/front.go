@@ -45,6 +45,13 @@ type DomainConfig struct {
 	// 0 = 256 MiB.
 	RetireMemory int64
 
+	// Proofs are those of generations that several members hold. SetProofs
+	// replaces them.
+	Proofs Proofs
+
+	// Enrolling opens members that hold no generation yet, too.
+	Enrolling bool
+
 	// Command starts a worker. nil = this binary's "hsm-worker".
 	Command []string
 
@@ -110,6 +117,7 @@ func OpenDomain(ctx context.Context, cfg DomainConfig) (*Domain, error) {
 		return nil, err
 	}
 	d.stats = newFrontMetrics(d)
+	d.proofs.Store(&cfg.Proofs)
 	// Members outlive the context that they are opened under.
 	life, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stop = stop
@@ -160,7 +168,7 @@ func (d *spread) place() error {
 		_, _ = hash.Write([]byte(m.Name))
 		d.seats = append(d.seats, &seat{
 			name: m.Name, cfg: m, d: d, log: d.log.With("member", m.Name), seed: hash.Sum64(), bit: 1 << i,
-			failed: make(chan *target, 1),
+			failed: make(chan *target, 1), gone: time.Now(),
 		})
 	}
 	return nil

@@ -41,6 +41,8 @@ type Generation struct {
 	// Public: the security officer could make the domain keys only as public
 	// objects (SoftHSM). Tokens may keep those unencrypted: for tests only.
 	Public bool `json:"public,omitempty"`
+	// Shared: several members hold it, and its Proof was asked for.
+	Shared bool `json:"shared,omitempty"`
 	Active bool `json:"active"`
 }
 
@@ -54,6 +56,8 @@ type generationKeys struct {
 	wrap map[keyClass]pkcs11.ObjectHandle
 	mac  pkcs11.ObjectHandle // 0 if there is none
 	err  error               // why it is not whole
+	// proof is what it was examined with; "" = it was made here.
+	proof Proof
 }
 
 // domainKeys are the handles of a domain's objects in one epoch. It never
@@ -154,35 +158,44 @@ func (d *Member) newer(ctx context.Context, generation uint32) bool {
 }
 
 // find runs on the keeper's worker. What before has proved is not proved again.
-func (d *Member) find(s *session, active uint32, before *domainKeys) (*domainKeys, error) {
+func (d *Member) find(s *session, active uint32, before *domainKeys) (_ *domainKeys, err error) {
 	if before != nil && before.epoch != d.t.epoch.Load() {
 		before = nil
 	}
 	keys := &domainKeys{epoch: d.t.epoch.Load(), generations: map[uint32]*generationKeys{}}
+	d.mu.Lock()
+	proofs := d.proofs // never changes: another one takes its place
+	d.mu.Unlock()
 	objects, err := s.domainObjects(d.id)
 	if err != nil {
 		return nil, err
 	}
+	if before != nil {
+		keys.probe = before.probe
+	} else {
+		if keys.probe, err = d.knownAnswer(s, keys.epoch); err != nil {
+			return nil, err
+		}
+		defer d.dropUnused(s, keys.probe, &err)
+	}
 	for number, roles := range objects {
 		if before != nil {
-			if g := before.generations[number]; g.holds(roles) {
+			if g := before.generations[number]; g.holds(roles) && g.proof == proofs[number] {
 				keys.generations[number] = g
 				continue
 			}
 		}
-		if keys.generations[number], err = s.examineGeneration(d.id, number, roles); err != nil {
+		if keys.generations[number], err = s.examineGeneration(d.id, number, roles, proofs[number], keys.probe); err != nil {
 			return nil, err
 		}
 	}
 	if err := keys.activate(d.id, active); err != nil {
-		return nil, err
+		if !d.enrolling {
+			return nil, err
+		}
+		keys.generationKeys = &generationKeys{} // nothing serves
 	}
-	if before != nil {
-		keys.probe = before.probe
-		return keys, nil
-	}
-	keys.probe, err = d.knownAnswer(s, keys.epoch)
-	return keys, err
+	return keys, nil
 }
 
 // holds says whether g is whole and made of exactly these objects.
@@ -286,10 +299,10 @@ func doubled(label string, n int) error {
 // examineGeneration proves what one generation's objects enforce. That they
 // do not is noted, and an error only of a device that could not answer: the
 // other generations are still good.
-func (s *session) examineGeneration(id DomainID, number uint32, roles map[string]pkcs11.ObjectHandle) (*generationKeys, error) {
-	g := &generationKeys{Generation: Generation{Number: number}, wrap: map[keyClass]pkcs11.ObjectHandle{}}
+func (s *session) examineGeneration(id DomainID, number uint32, roles map[string]pkcs11.ObjectHandle, proof Proof, p probe) (*generationKeys, error) {
+	g := &generationKeys{Generation: Generation{Number: number, Shared: proof != ""}, wrap: map[keyClass]pkcs11.ObjectHandle{}, proof: proof}
 	if mac, found := roles[macRole]; found {
-		if g.err = s.inspectMAC(mac); g.err == nil {
+		if g.err = s.examineMAC(id, g, mac); g.err == nil {
 			g.mac, g.MAC = mac, true
 		}
 	}
@@ -304,6 +317,9 @@ func (s *session) examineGeneration(id DomainID, number uint32, roles map[string
 	if g.err == nil {
 		g.err = s.inspect(g)
 	}
+	if g.err == nil && g.Shared {
+		g.err = s.checkDomainKeys(g, p)
+	}
 	switch {
 	case g.err == nil:
 		g.Whole = true
@@ -316,6 +332,15 @@ func (s *session) examineGeneration(id DomainID, number uint32, roles map[string
 		return nil, g.err
 	}
 	return g, nil
+}
+
+func (s *session) examineMAC(id DomainID, g *generationKeys, mac pkcs11.ObjectHandle) error {
+	if err := s.inspectMAC(g, mac); err != nil || !g.Shared {
+		return err
+	}
+	proving := *g
+	proving.mac = mac
+	return s.checkMAC(id, &proving)
 }
 
 // SetActive makes a generation the one that wraps new backing keys and seals

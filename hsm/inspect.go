@@ -18,7 +18,7 @@ func (s *session) inspect(g *generationKeys) error {
 		return err
 	}
 	for c, key := range g.wrap {
-		if err := s.inspectKind(domainKeyRole(c), key, pkcs11.CKK_AES); err != nil {
+		if err := s.inspectKind(g, domainKeyRole(c), key, pkcs11.CKK_AES); err != nil {
 			return err
 		}
 		if err := s.inspectWrapper(g, c, key); err != nil {
@@ -57,7 +57,7 @@ func (s *session) profile(g *generationKeys) (Profile, error) {
 // inspectWrapper demands a domain key's attributes. Where the security officer
 // cannot make private objects a trusted key is a public one, which is noted.
 func (s *session) inspectWrapper(g *generationKeys, c keyClass, key pkcs11.ObjectHandle) error {
-	wanted := secretFlags(pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
+	wanted := g.secretFlags(pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
 	if g.Profile == Trusted {
 		private, err := s.flag(key, pkcs11.CKA_PRIVATE, true)
 		if err != nil {
@@ -71,20 +71,21 @@ func (s *session) inspectWrapper(g *generationKeys, c keyClass, key pkcs11.Objec
 	return s.inspectFlags(domainKeyRole(c), key, wanted)
 }
 
-func (s *session) inspectMAC(key pkcs11.ObjectHandle) error {
-	if err := s.inspectKind(macRole, key, pkcs11.CKK_GENERIC_SECRET); err != nil {
+func (s *session) inspectMAC(g *generationKeys, key pkcs11.ObjectHandle) error {
+	if err := s.inspectKind(g, macRole, key, pkcs11.CKK_GENERIC_SECRET); err != nil {
 		return err
 	}
-	return s.inspectFlags(macRole, key, secretFlags(pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY))
+	return s.inspectFlags(macRole, key, g.secretFlags(pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY))
 }
 
-// inspectKind demands a 256-bit secret key of the type.
-func (s *session) inspectKind(role string, key pkcs11.ObjectHandle, keyType uint) error {
-	for _, a := range []*pkcs11.Attribute{
-		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
-		attr(pkcs11.CKA_KEY_TYPE, keyType),
-		attr(pkcs11.CKA_VALUE_LEN, aesKeySize),
-	} {
+// inspectKind demands a 256-bit secret key of the type. Of a shared one the
+// proof knows the size, and SoftHSM does not.
+func (s *session) inspectKind(g *generationKeys, role string, key pkcs11.ObjectHandle, keyType uint) error {
+	kind := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, keyType)}
+	if !g.Shared {
+		kind = append(kind, attr(pkcs11.CKA_VALUE_LEN, aesKeySize))
+	}
+	for _, a := range kind {
 		values, err := s.t.module.p11.GetAttributeValue(s.handle, key, []*pkcs11.Attribute{attr(a.Type, nil)})
 		if err != nil {
 			return fmt.Errorf("inspecting the %s key: %w", role, deviceError("reading its kind", err))
@@ -101,16 +102,23 @@ func (s *session) inspectKind(role string, key pkcs11.ObjectHandle, keyType uint
 // them; those that protect a key it must show.
 var histories = []uint{pkcs11.CKA_LOCAL, pkcs11.CKA_ALWAYS_SENSITIVE, pkcs11.CKA_NEVER_EXTRACTABLE}
 
-// secretFlags are the attributes of Trent's own token keys.
-func secretFlags(uses ...uint) []*pkcs11.Attribute {
-	return append(usage(uses...),
+// secretFlags are the attributes of Trent's own token keys. Those that several
+// members hold came from outside, so that the device cannot attest their past:
+// their proof has to do.
+func (g *generationKeys) secretFlags(uses ...uint) []*pkcs11.Attribute {
+	wanted := append(usage(uses...),
 		attr(pkcs11.CKA_PRIVATE, true),
 		attr(pkcs11.CKA_SENSITIVE, true),
-		attr(pkcs11.CKA_ALWAYS_SENSITIVE, true),
 		attr(pkcs11.CKA_EXTRACTABLE, false),
+		attr(pkcs11.CKA_MODIFIABLE, false),
+	)
+	if g.Shared {
+		return wanted
+	}
+	return append(wanted,
+		attr(pkcs11.CKA_ALWAYS_SENSITIVE, true),
 		attr(pkcs11.CKA_NEVER_EXTRACTABLE, true),
 		attr(pkcs11.CKA_LOCAL, true),
-		attr(pkcs11.CKA_MODIFIABLE, false),
 	)
 }
 
@@ -126,6 +134,10 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, wanted []*p
 		}
 		if err != nil {
 			return fmt.Errorf("inspecting the %s key: %w", role, err)
+		}
+		if !ok && slices.Contains(histories, a.Type) {
+			return fmt.Errorf("%w: attribute 0x%X says that the %s key came from outside. If this token was enrolled together with others, `trent domain members` proves it by the database; else it was not made by Trent: do not use this token before you know why",
+				ErrDomainConflict, a.Type, role)
 		}
 		if !ok {
 			return fmt.Errorf("%w: attribute 0x%X of the %s key is not %t; it was not made by Trent or was changed: do not use this token before you know why",

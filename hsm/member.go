@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,8 +31,11 @@ type Member struct {
 	// private caches private keys by use and EKT: no copy serves two uses.
 	private *handleCache
 	tried   tried
+	// enrolling: it may hold no generation yet, and then serves nothing.
+	enrolling bool
 
 	mu     sync.Mutex // guards what follows
+	proofs Proofs     // replaced, never changed
 	keys   *domainKeys
 	active uint32    // what SetActive asked for; 0 = the oldest whole one
 	served uint32    // the generation that was active when keys were found last
@@ -106,7 +110,17 @@ func parseLabel(label string) (id DomainID, role string, generation uint32, ok b
 // (ErrDomainConflict). Until SetActive, the oldest whole generation is the
 // active one: the last of which a backup could be missing.
 func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Member, error) {
-	d, err := t.openDomain(ctx, id)
+	return t.openMember(ctx, id, nil, false)
+}
+
+// OpenProved is OpenDomain for a token that holds generations together with
+// others: see Proof.
+func (t *Token) OpenProved(ctx context.Context, id DomainID, proofs Proofs) (*Member, error) {
+	return t.openMember(ctx, id, proofs, false)
+}
+
+func (t *Token) openMember(ctx context.Context, id DomainID, proofs Proofs, enrolling bool) (*Member, error) {
+	d, err := t.findMember(ctx, id, proofs, enrolling)
 	if err != nil {
 		return nil, err
 	}
@@ -114,11 +128,11 @@ func (t *Token) OpenDomain(ctx context.Context, id DomainID) (*Member, error) {
 	return d, nil
 }
 
-func (t *Token) openDomain(ctx context.Context, id DomainID) (*Member, error) {
-	d := &Member{t: t, id: id}
+func (t *Token) findMember(ctx context.Context, id DomainID, proofs Proofs, enrolling bool) (*Member, error) {
+	d := &Member{t: t, id: id, proofs: maps.Clone(proofs), enrolling: enrolling}
 	d.cache = d.newCache(d.load)
 	d.private = d.newCache(d.loadPrivate)
-	if _, err := d.current(ctx); err != nil {
+	if _, err := d.look(ctx); err != nil {
 		return nil, fmt.Errorf("opening domain %s on %q: %w", id, t.info.Label, err)
 	}
 	return d, nil
@@ -185,6 +199,15 @@ func (d *Member) knownAnswer(s *session, epoch uint64) (probe, error) {
 		s.destroy(old.key)
 	}
 	return s.newProbe()
+}
+
+// dropUnused destroys the probe of a look that has failed.
+func (d *Member) dropUnused(s *session, p probe, err *error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if *err != nil && (d.probe.key != p.key || d.probed != s.t.epoch.Load()) {
+		s.destroy(p.key)
+	}
 }
 
 var errNotFound = errors.New("object not found")

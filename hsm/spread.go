@@ -24,6 +24,8 @@ type spread struct {
 	tenders sync.WaitGroup
 
 	active atomic.Uint32 // generation that setActive named last; 0 = none
+	proofs atomic.Pointer[Proofs]
+	absent absences
 
 	mu      sync.Mutex    // guards these
 	changed chan struct{} // closed and replaced when a member comes or stops for good
@@ -47,6 +49,7 @@ type seat struct {
 
 	mu      sync.Mutex // guards these
 	err     error      // why it is aside
+	gone    time.Time  // since when; zero = it serves
 	stopped bool       // for good
 	info    Info
 }
@@ -66,6 +69,8 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 		return nil
 	case callSetActive:
 		return d.setActive(ctx, c)
+	case callSetProofs:
+		return d.setProofs(ctx, c)
 	case callSupports, callSupportsImport, callMarkActive:
 		return d.all(ctx, c)
 	}
@@ -127,21 +132,34 @@ func (d *spread) setActive(ctx context.Context, c *call) error {
 
 // one asks members until one answers.
 func (d *spread) one(ctx context.Context, c *call, r *reply) error {
-	var tried uint64
-	var last error
+	var lack uint64 // the members that said so
+	var last, absent error
+	tried := d.lacking(c)
 	for try := 1; ; try++ {
-		s, t := d.pick(c, tried)
+		s, t := d.pick(c, tried|lack)
 		if s == nil {
-			if try > 1 && !errors.Is(last, ErrUnavailable) {
+			if try > 1 && !errors.Is(last, ErrUnavailable) && !errors.Is(last, ErrNoGeneration) {
 				return last // the members that serve have all been asked
 			}
 			var err error
-			if s, t, err = d.wait(ctx, c, 0, last); err != nil {
+			if absent != nil {
+				s, t, err = d.awaitHolder(ctx, c, lack, absent)
+			} else {
+				s, t, err = d.wait(ctx, c, 0, last)
+			}
+			if err != nil {
 				return err
 			}
 		}
 		err := s.call(ctx, t, c, r)
-		if !d.another(ctx, c, r, err) || try == attempts {
+		switch {
+		case !d.another(ctx, c, r, err):
+			return err
+		case errors.Is(err, ErrNoGeneration):
+			d.absent.note(s, c)
+			lack, absent = lack|s.bit, err
+			try-- // it is no fault
+		case try >= attempts:
 			return err
 		}
 		last = err
@@ -186,7 +204,7 @@ func (s *seat) aside(t *target, err error) {
 		return
 	}
 	s.mu.Lock()
-	s.err = err
+	s.err, s.gone = err, time.Now()
 	s.mu.Unlock()
 	s.d.dim()
 	s.log.Warn("a member of the HSM domain is put aside", "error", err)

@@ -106,6 +106,9 @@ func (s *seat) shut(err error) {
 	s.mu.Lock()
 	known := s.err != nil && err != nil && s.err.Error() == err.Error()
 	s.err, s.stopped = err, final(err)
+	if s.gone.IsZero() {
+		s.gone = time.Now()
+	}
 	stopped := s.stopped
 	s.mu.Unlock()
 	s.d.dim()
@@ -121,7 +124,7 @@ func (s *seat) shut(err error) {
 // serve puts the member into service.
 func (s *seat) serve(t *target) {
 	s.mu.Lock()
-	s.info, s.err = t.info, nil
+	s.info, s.err, s.gone = t.info, nil, time.Time{}
 	s.mu.Unlock()
 	s.target.Store(t)
 	s.d.brighten(true)
@@ -250,7 +253,7 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := token.OpenDomain(ctx, s.d.cfg.ID)
+	m, err := token.openMember(ctx, s.d.cfg.ID, *s.d.proofs.Load(), s.d.cfg.Enrolling)
 	if err != nil {
 		return nil, errors.Join(err, token.Close())
 	}
@@ -284,6 +287,7 @@ func (s *seat) openWorker(ctx context.Context) (*target, error) {
 func (s *seat) unlock(ctx context.Context, t *target) error {
 	settings := workerSettings{
 		Domain: s.d.cfg.ID, Token: s.cfg.Config, Limits: s.d.cfg.Limits,
+		Proofs: *s.d.proofs.Load(), Enrolling: s.d.cfg.Enrolling,
 		Unwraps: s.d.cfg.RetireUnwraps, Memory: s.d.cfg.RetireMemory, Level: lowest(s.log),
 	}
 	text, err := json.Marshal(settings)

@@ -42,6 +42,9 @@ type workerSettings struct {
 	Domain DomainID
 	Token  Config // but for the PIN, which travels beside it
 	Limits Limits
+	// Proofs and Enrolling are DomainConfig's.
+	Proofs    Proofs
+	Enrolling bool
 	// Unwraps and Memory are when the worker asks to be retired; 0 = never.
 	Unwraps uint64
 	Memory  int64
@@ -252,7 +255,7 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 	if err != nil {
 		return err
 	}
-	member, err := token.OpenDomain(background, s.Domain)
+	member, err := token.openMember(background, s.Domain, s.Proofs, s.Enrolling)
 	if err != nil {
 		return errors.Join(err, token.Close())
 	}

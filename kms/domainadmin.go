@@ -19,7 +19,7 @@ import (
 // decides on are sealed rows; what it changes is committed with its audit
 // record, and every host follows.
 type DomainAdmin struct {
-	Member *hsm.Member
+	Member DomainKeys
 	Serial string // of the member's token
 	DB     *store.DB
 	// Commit writes a change with its audit record.
@@ -29,6 +29,23 @@ type DomainAdmin struct {
 	Operator string
 	// Progress is told each step, as a sentence without its full stop.
 	Progress func(step string)
+}
+
+// DomainKeys is what an officer's orders are about: *hsm.Member, or an
+// *hsm.Domain of one.
+type DomainKeys interface {
+	store.Sealer
+	SetActive(ctx context.Context, generation uint32) error
+	SetProofs(ctx context.Context, proofs hsm.Proofs) error
+	Generations(ctx context.Context) ([]hsm.Generation, error)
+	DestroyGeneration(ctx context.Context, generation uint32, keepMAC bool) error
+	DropEnrolmentKey(ctx context.Context, generation uint32) error
+	CheckValue(ctx context.Context, ekt hsm.EKT) ([]byte, error)
+}
+
+// maker makes a generation that one member holds alone.
+type maker interface {
+	CreateGeneration(ctx context.Context, generation uint32, profile hsm.Profile) error
 }
 
 // ErrNotYet wraps what an officer has to wait for or do first.
@@ -50,14 +67,30 @@ type generations struct {
 	deployment store.Deployment
 	before     []store.DomainGeneration
 	all        []store.DomainGeneration
+
+	membersBefore, members []store.DomainMember
 }
 
 func (a *DomainAdmin) load(ctx context.Context) (*generations, error) {
-	d, all, err := a.DB.DomainGenerations(ctx)
+	d, all, members, err := a.DB.Domain(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("reading the generations: %w", err)
 	}
-	return &generations{d, all, slices.Clone(all)}, nil
+	if err := a.Member.SetProofs(ctx, ProofsOf(all)); err != nil {
+		return nil, fmt.Errorf("proving the generations that several members hold: %w", err)
+	}
+	return &generations{d, all, slices.Clone(all), members, slices.Clone(members)}, nil
+}
+
+// ProofsOf are the proofs of the generations that several members hold.
+func ProofsOf(all []store.DomainGeneration) hsm.Proofs {
+	proofs := hsm.Proofs{}
+	for _, g := range all {
+		if g.Proof != "" {
+			proofs[uint32(g.Number)] = hsm.Proof(g.Proof) // #nosec G115 -- ours
+		}
+	}
+	return proofs
 }
 
 func (g *generations) of(number int64) (*store.DomainGeneration, error) {
@@ -79,7 +112,7 @@ func (g *generations) in(state string) *store.DomainGeneration {
 
 // write commits g with a record of the event.
 func (a *DomainAdmin) write(ctx context.Context, g *generations, event string, concerns *store.DomainGeneration) error {
-	details, err := json.Marshal(struct {
+	return a.writeOf(ctx, g, event, struct {
 		Generation int64    `json:"domainKeyGeneration"`
 		Profile    string   `json:"profile"`
 		State      string   `json:"state"`
@@ -87,11 +120,15 @@ func (a *DomainAdmin) write(ctx context.Context, g *generations, event string, c
 		Operator   string   `json:"operator"`
 		Token      string   `json:"token"`
 	}{concerns.Number, concerns.Profile, concerns.State, concerns.Tokens(), a.Operator, a.Serial})
+}
+
+func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string, what any) error {
+	details, err := json.Marshal(what)
 	if err != nil {
 		return fmt.Errorf("encoding an event: %w", err)
 	}
 	change := a.DB.NewChange()
-	if err := change.WriteGenerations(ctx, g.deployment, g.before, g.all); err != nil {
+	if err := change.WriteDomain(ctx, g.deployment, g.before, g.all, g.membersBefore, g.members); err != nil {
 		return fmt.Errorf("sealing the generations: %w", err)
 	}
 	record := &audit.Record{
@@ -125,6 +162,9 @@ func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (store.Do
 	if err := a.holdsActive(ctx, g); err != nil {
 		return store.DomainGeneration{}, err
 	}
+	if err := g.single(); err != nil {
+		return store.DomainGeneration{}, err
+	}
 	number := NextGeneration(g.all)
 	if err := Pending(g.all, profile); err != nil {
 		return store.DomainGeneration{}, err
@@ -136,7 +176,11 @@ func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (store.Do
 		}
 	}
 	a.Progress(fmt.Sprintf("making generation %d, %s, on token %s", number, profile, a.Serial))
-	if err := a.Member.CreateGeneration(ctx, uint32(number), profile); err != nil { // #nosec G115 -- counts up from 1
+	m, ok := a.Member.(maker)
+	if !ok {
+		return store.DomainGeneration{}, errors.New("a generation is made by a member in this process")
+	}
+	if err := m.CreateGeneration(ctx, uint32(number), profile); err != nil { // #nosec G115 -- counts up from 1
 		return store.DomainGeneration{}, fmt.Errorf("making generation %d: %w", number, err)
 	}
 	failpoint.Hit("generation.made")

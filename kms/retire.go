@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/trent-kms/trent/failpoint"
@@ -52,16 +53,26 @@ func (a *DomainAdmin) Retire(ctx context.Context, number int64, retention time.D
 	if err := a.Member.DestroyGeneration(ctx, uint32(number), keepMAC); err != nil { // #nosec G115 -- ours
 		return err //nolint:wrapcheck // says it all
 	}
+	if err := a.Member.DropEnrolmentKey(ctx, uint32(number)); err != nil { // #nosec G115 -- as above
+		return err //nolint:wrapcheck // says it all
+	}
 	now := a.now()
+	before := which.Tokens()
 	which.SetTokens(slices.DeleteFunc(which.Tokens(), func(serial string) bool { return serial == a.Serial }))
+	left := which.Tokens()
 	switch {
+	case len(left) > 0:
+		a.Progress(fmt.Sprintf("it is still on %s: run this with --member for each", strings.Join(left, ", ")))
+		if slices.Equal(left, before) {
+			return nil // this token did not hold it, or was here before
+		}
 	case keepMAC:
 		which.State = store.GenerationRetired
 		a.Progress("its MAC key stays for what was sealed under it: the audit log above all")
 	default:
 		which.State = store.GenerationDestroyed
 	}
-	if which.Destroyed == nil {
+	if which.Destroyed == nil && len(left) == 0 {
 		which.Destroyed = &now
 	}
 	return a.write(ctx, g, "DestroyDomainKeyGeneration", which)

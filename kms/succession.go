@@ -19,9 +19,12 @@ import (
 // serve, and whenever the rows have changed. Until it succeeds the one that
 // was active before goes on, which loses nothing.
 func (s *Service) FollowGenerations(ctx context.Context) error {
-	_, active, err := s.generations(ctx)
+	all, active, err := s.generations(ctx)
 	if err != nil {
 		return err
+	}
+	if err := s.domain.SetProofs(ctx, ProofsOf(all)); err != nil {
+		return fmt.Errorf("proving the generations that several members hold: %w", err)
 	}
 	if err := s.domain.SetActive(ctx, active); err != nil {
 		return fmt.Errorf("the database says that generation %d of the domain keys is active: restore the token that holds it, or connect this host to it: %w", active, err)

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // States of a generation, in the order of its life.
@@ -33,6 +35,9 @@ type DomainGeneration struct {
 	Activated       *time.Time
 	Superseded      *time.Time
 	Destroyed       *time.Time // the domain keys, on the last token
+	// Proof is hsm.Proof, of a generation that several members hold. Such a
+	// one has none until it has been made.
+	Proof string
 }
 
 func (g *DomainGeneration) table() string    { return "domain_generations" }
@@ -42,8 +47,11 @@ func (g *DomainGeneration) columns() []column {
 		{"number", &g.Number}, {"version", &g.Version}, {"profile", &g.Profile}, {"state", &g.State},
 		{"holders", &g.Holders}, {"backup_confirmed", &g.BackupConfirmed}, {"backup_by", &g.BackupBy},
 		{"created", &g.Created}, {"activated", &g.Activated}, {"superseded", &g.Superseded}, {"destroyed", &g.Destroyed},
+		{"proof", &g.Proof},
 	}
 }
+
+func (g *DomainGeneration) later() []string { return []string{"proof"} }
 
 var generationSQL = statementsFor(&DomainGeneration{}, "number")
 
@@ -67,14 +75,16 @@ func (g *DomainGeneration) SetTokens(serials []string) {
 }
 
 // domainSet is what the deployment's row, and so its MAC, says of the set of
-// generations: SHA-256 of
+// generations and of the members: SHA-256 of
 //
 //	"domain" int(number of generations) { int(number) int(version) }*  sorted
+//	[ "members" int(number of members) { text(serial) int(version) }* ]  sorted
 //
-// in the grammar of sealed rows, or nothing where there is no row. With it, a
-// generation that is left out, or put back to an earlier state, shows.
-func domainSet(all []DomainGeneration) []byte {
-	if len(all) == 0 {
+// in the grammar of sealed rows, or nothing where there is no row. With it, one
+// that is left out, or put back to an earlier state, shows. The second part is
+// there only if there are members' rows.
+func domainSet(all []DomainGeneration, members []DomainMember) []byte {
+	if len(all) == 0 && len(members) == 0 {
 		return nil
 	}
 	sorted := slices.Clone(all)
@@ -86,6 +96,9 @@ func domainSet(all []DomainGeneration) []byte {
 		m.int(g.Number)
 		m.int(g.Version)
 	}
+	if len(members) > 0 {
+		m.members(members)
+	}
 	sum := sha256.Sum256(m.b)
 	return sum[:]
 }
@@ -95,26 +108,37 @@ func domainSet(all []DomainGeneration) []byte {
 // domain keys were never rotated has no rows: generation 1, the first, is the
 // active one, and is returned with version 0.
 func (db *DB) DomainGenerations(ctx context.Context) (Deployment, []DomainGeneration, error) {
+	d, all, _, err := db.Domain(ctx)
+	return d, all, err
+}
+
+// Domain is DomainGenerations with the members' rows, which there are once one
+// was enrolled.
+func (db *DB) Domain(ctx context.Context) (Deployment, []DomainGeneration, []DomainMember, error) {
 	var before int64
 	for {
 		d, err := db.Deployment(ctx)
 		if err != nil {
-			return Deployment{}, nil, err
+			return Deployment{}, nil, nil, err
 		}
 		all, err := load[DomainGeneration](ctx, db, generationSQL.selectAll+"ORDER BY number")
 		if err != nil {
-			return Deployment{}, nil, err
+			return Deployment{}, nil, nil, err
+		}
+		members, err := load[DomainMember](ctx, db, memberSQL.selectAll+"ORDER BY serial")
+		if err != nil {
+			return Deployment{}, nil, nil, err
 		}
 		switch {
-		case bytes.Equal(domainSet(all), d.DomainSet):
+		case bytes.Equal(domainSet(all, members), d.DomainSet):
 			if len(all) == 0 {
 				all = []DomainGeneration{firstGeneration(d)}
 			}
-			return d, all, nil
+			return d, all, members, nil
 		case d.Version == before:
-			return Deployment{}, nil, db.tamperedRow("domain_generations", d.identity(), "the generations are not those that the deployment's row names")
+			return Deployment{}, nil, nil, db.tamperedRow("domain_generations", d.identity(), "the generations and members are not those that the deployment's row names")
 		}
-		before = d.Version // a change may have come between the two queries
+		before = d.Version // a change may have come between the queries
 	}
 }
 
@@ -122,10 +146,10 @@ func firstGeneration(d Deployment) DomainGeneration {
 	return DomainGeneration{Number: 1, Profile: "locked", State: GenerationActive, Holders: "[]", Created: d.Created, Activated: &d.Created}
 }
 
-// WriteGenerations replaces all generations of d, which DomainGenerations
-// returned: those that differ are written, those of version 0 are new. Commit
-// answers ErrConflict if any has changed meanwhile.
-func (c *Change) WriteGenerations(ctx context.Context, d Deployment, before, after []DomainGeneration) error {
+// WriteDomain replaces all generations and members of d, which Domain returned:
+// those that differ are written, those of version 0 are new. Commit answers
+// ErrConflict if any has changed meanwhile.
+func (c *Change) WriteDomain(ctx context.Context, d Deployment, before, after []DomainGeneration, membersBefore, membersAfter []DomainMember) error {
 	old := map[int64]DomainGeneration{}
 	for _, g := range before {
 		old[g.Number] = g
@@ -138,20 +162,42 @@ func (c *Change) WriteGenerations(ctx context.Context, d Deployment, before, aft
 		switch was := old[g.Number]; {
 		case g.Version == 0:
 			err = c.insert(ctx, g, &g.Version, generationSQL)
-		case !sameGeneration(was, *g):
+		case !sameRow(&was, g):
 			err = c.update(ctx, g, &g.Version, generationSQL)
 		}
 		if err != nil {
 			return err
 		}
 	}
-	d.DomainSet = domainSet(written)
+	members, err := c.writeMembers(ctx, membersBefore, membersAfter)
+	if err != nil {
+		return err
+	}
+	d.DomainSet = domainSet(written, members)
 	return c.UpdateDeployment(ctx, d)
 }
 
-// sameGeneration compares what is sealed.
-func sameGeneration(a, b DomainGeneration) bool {
-	x, errX := digest([16]byte{}, 0, &a)
-	y, errY := digest([16]byte{}, 0, &b)
+// sameRow compares what is sealed.
+func sameRow(a, b row) bool {
+	x, errX := digest([16]byte{}, 0, a)
+	y, errY := digest([16]byte{}, 0, b)
 	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+// Proofs returns the proofs in the generations' rows as they stand, not
+// verified: the MAC key that seals the rows may be one that has to be proved.
+// They serve to open the HSM, and Domain's take their place at once.
+func (db *DB) Proofs(ctx context.Context) (map[uint32]string, error) {
+	rows, _ := db.pool.Query(ctx, "SELECT number, proof FROM domain_generations WHERE proof <> '' AND number BETWEEN 1 AND 4294967295")
+	proofs := map[uint32]string{}
+	var number int64
+	var proof string
+	_, err := pgx.ForEachRow(rows, []any{&number, &proof}, func() error {
+		proofs[uint32(number)] = proof // #nosec G115 -- asked for
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading the proofs of generations: %w", fault(err))
+	}
+	return proofs, nil
 }

@@ -32,7 +32,7 @@ func TestGenerations(t *testing.T) {
 	}
 	second := DomainGeneration{Number: 2, Profile: "trusted", State: GenerationCreated, Created: time.Now()}
 	second.SetTokens([]string{"b", "a", "b"})
-	seq := must(t, db, func(c *Change) error { return c.WriteGenerations(ctx, d, all, append(slices.Clone(all), second)) })
+	seq := must(t, db, func(c *Change) error { return c.WriteDomain(ctx, d, all, append(slices.Clone(all), second), nil, nil) })
 	changes, _, _, err := db.ChangesSince(ctx, seq-1)
 	if err != nil || !slices.ContainsFunc(changes, func(c Changed) bool { return c.Kind == KindGeneration && c.ID == "2" }) {
 		t.Errorf("changes %+v, %v", changes, err)
@@ -41,12 +41,12 @@ func TestGenerations(t *testing.T) {
 	if d, all, err = db.DomainGenerations(ctx); err != nil || len(all) != 2 || all[0].Version != 1 || !slices.Equal(all[1].Tokens(), []string{"a", "b"}) {
 		t.Fatalf("%+v, %v", all, err)
 	}
-	if _, err := try(t, db, func(c *Change) error { return c.WriteGenerations(ctx, stale, before, append(before, second)) }); err == nil {
+	if _, err := try(t, db, func(c *Change) error { return c.WriteDomain(ctx, stale, before, append(before, second), nil, nil) }); err == nil {
 		t.Error("two rotations at once were both written")
 	}
 	after := slices.Clone(all)
 	after[1].State = GenerationActive
-	must(t, db, func(c *Change) error { return c.WriteGenerations(ctx, d, all, after) })
+	must(t, db, func(c *Change) error { return c.WriteDomain(ctx, d, all, after, nil, nil) })
 	if _, all, err = db.DomainGenerations(ctx); err != nil || all[0].Version != 1 || all[1].Version != 2 {
 		t.Errorf("%+v, %v", all, err)
 	}

@@ -26,6 +26,7 @@ var reseals = map[string]func(ctx context.Context, db *DB, generation uint32, li
 	"grants":             reseal[Grant](grantSQL),
 	"grant_pages":        reseal[grantPage](grantPageSQL),
 	"domain_generations": reseal[DomainGeneration](generationSQL),
+	"domain_members":     reseal[DomainMember](memberSQL),
 }
 
 // Reseal gives up to limit rows of each sealed table, whose MACs are of

@@ -26,6 +26,7 @@ var sealedTables = map[string]func(context.Context, *DB) error{
 	"access_keys":        func(ctx context.Context, db *DB) error { return all[AccessKey](ctx, db, accessKeySQL) },
 	"deployment":         func(ctx context.Context, db *DB) error { _, err := db.Deployment(ctx); return err },
 	"domain_generations": func(ctx context.Context, db *DB) error { _, _, err := db.DomainGenerations(ctx); return err },
+	"domain_members":     func(ctx context.Context, db *DB) error { _, _, _, err := db.Domain(ctx); return err },
 	"audit_batches": func(ctx context.Context, db *DB) error {
 		b, err := db.LastAuditBatch(ctx, "host")
 		if err != nil {
@@ -74,14 +75,15 @@ func fill(t *testing.T, db *DB) {
 	d.State, d.Version = StateActive, 1
 	now := time.Now()
 	generation := DomainGeneration{Number: 1, Profile: "locked", State: GenerationDestroyed, Holders: `["a"]`, BackupConfirmed: &now, BackupBy: "x",
-		Created: now, Activated: &now, Superseded: &now, Destroyed: &now}
+		Created: now, Activated: &now, Superseded: &now, Destroyed: &now, Proof: "{}"}
+	member := DomainMember{Serial: "a", Label: "l", Fingerprint: "f", State: MemberRemoved, Enrolled: now, EnrolledBy: "x", Removed: &now, RemovedBy: "y"}
 	k, hbk := sampleKey("k1")
 	a := Alias{Account: k.Account, Region: k.Region, Name: "alias/a", KeyID: k.ID, Created: time.Now(), Updated: time.Now()}
 	p := Principal{ID: "AIDA1", Account: k.Account, Name: "root", ARN: "arn:x", Created: time.Now()}
 	ak := AccessKey{ID: "AKIA1", Account: k.Account, PrincipalID: p.ID, Secret: []byte("e"), Status: AccessKeyActive, Created: time.Now()}
 	b := &AuditBatch{Host: "host", BootID: id(), FirstSeq: 1, LastSeq: 2, PrevHash: make([]byte, 32), LastHash: []byte("h"), Records: []byte("{}\n{}\n")}
 	c := db.NewChange()
-	if err := errors.Join(c.WriteGenerations(ctx, d, nil, []DomainGeneration{generation}), c.InsertKey(ctx, k), c.InsertBackingKey(ctx, hbk), c.InsertAlias(ctx, a),
+	if err := errors.Join(c.WriteDomain(ctx, d, nil, []DomainGeneration{generation}, nil, []DomainMember{member}), c.InsertKey(ctx, k), c.InsertBackingKey(ctx, hbk), c.InsertAlias(ctx, a),
 		c.InsertPrincipal(ctx, p), c.InsertAccessKey(ctx, ak), db.SealAudit(ctx, nil, b)); err != nil {
 		t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 // not go wrong.
 type ceremonyCmd struct {
 	Setup     ceremonySetupCmd     `cmd:"" help:"First set-up of a token and a database, with the HSM's first backup."`
+	Enrol     ceremonyEnrolCmd     `cmd:"" help:"Add a member: make a generation of the domain keys that all configured tokens hold."`
 	Backup    ceremonyBackupCmd    `cmd:"" help:"Back up the HSM and confirm it for the generations that need it."`
 	Recovery  ceremonyRecoveryCmd  `cmd:"" help:"Check that a restored token and a restored database belong together and open what they hold."`
 	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse all of them on a throw-away token and database."`
@@ -171,7 +173,13 @@ func (s ceremony) present() error {
 	if err != nil {
 		return fmt.Errorf("finding the program: %w", err)
 	}
-	for _, path := range []string{self, s.cfg.hsm.Module} {
+	paths := []string{self, s.cfg.hsm.Module}
+	for _, m := range s.cfg.domain.Members {
+		if !slices.Contains(paths, m.Module) {
+			paths = append(paths, m.Module)
+		}
+	}
+	for _, path := range paths {
 		sum, err := fileDigest(path)
 		if err != nil {
 			return err

@@ -26,6 +26,11 @@ type domainCmd struct {
 	ConfirmBackup domainConfirmCmd  `cmd:"" help:"Record that a backup of the HSM holds a generation."`
 	Activate      domainActivateCmd `cmd:"" help:"Make a generation the one that new keys are wrapped under."`
 	Retire        domainRetireCmd   `cmd:"" help:"Destroy a generation on this token that nothing needs any more."`
+
+	Members      domainMembersCmd      `cmd:"" help:"List the members of the domain, and what each holds."`
+	Enrol        domainEnrolCmd        `cmd:"" help:"Make a generation that all configured members hold, new ones too, and activate it."`
+	Fingerprint  domainFingerprintCmd  `cmd:"" help:"Show the fingerprint of one member's enrolment key, to compare it."`
+	RemoveMember domainRemoveMemberCmd `cmd:"" help:"Take a member out of the domain and destroy what it holds."`
 }
 
 // domainSettings name the token and the database.
@@ -49,7 +54,9 @@ func (s domainSettings) Validate() error {
 // domainConfig is what a session is opened with. Secrets are read once: what
 // the environment holds of them is removed then.
 type domainConfig struct {
-	hsm            hsm.Config
+	hsm            hsm.Config // the member that works in this process
+	environment    []string   // its
+	domain         hsm.DomainConfig
 	store          store.Config
 	host, operator string
 	log            *slog.Logger
@@ -62,7 +69,7 @@ func (s domainSettings) config() (c domainConfig, err error) {
 	if err != nil {
 		return c, err
 	}
-	c.hsm = domain.Members[0].Config
+	c.domain, c.hsm, c.environment = domain, domain.Members[0].Config, domain.Members[0].Environment
 	c.store, err = s.databaseSettings.config(c.log, nil)
 	return c, err
 }
@@ -83,6 +90,9 @@ func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
 			d.close()
 		}
 	}()
+	if err := setEnvironment(c.environment); err != nil {
+		return nil, err
+	}
 	if d.token, err = hsm.Open(ctx, d.hsm); err != nil {
 		return nil, fmt.Errorf("opening the HSM: %w", err)
 	}
@@ -95,7 +105,11 @@ func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
 	if d.deployment, err = d.DB.Deployment(ctx); finished(d.deployment, err) != nil {
 		return nil, finished(d.deployment, err)
 	}
-	if d.Member, err = d.token.OpenDomain(ctx, d.deployment.ID); err != nil {
+	known, err := proofs(ctx, d.DB)
+	if err != nil {
+		return nil, err
+	}
+	if d.Member, err = d.token.OpenProved(ctx, d.deployment.ID, known); err != nil {
 		return nil, err //nolint:wrapcheck // says it all
 	}
 	d.DB.SetSealer(d.deployment.ID, d.Member)
@@ -119,17 +133,21 @@ func (s domainSettings) operator() string {
 	return "unknown"
 }
 
-// commit holds the audit log's lock only for as long as it writes: an officer
-// may run one of these commands while another one waits.
 func (d *domainSession) commit(ctx context.Context, r *audit.Record, c *store.Change) error {
-	writer, err := audit.Open(ctx, audit.Config{DB: d.DB, Host: d.host, Logger: d.log})
+	return d.commitTo(ctx, d.DB, r, c)
+}
+
+// commitTo holds the audit log's lock only for as long as it writes: an officer
+// may run one of these commands while another one waits.
+func (c domainConfig) commitTo(ctx context.Context, db *store.DB, r *audit.Record, change *store.Change) error {
+	writer, err := audit.Open(ctx, audit.Config{DB: db, Host: c.host, Logger: c.log})
 	if errors.Is(err, store.ErrHostTaken) {
-		return fmt.Errorf("opening the audit log as %q: %w: give this command its own --admin-host", d.host, err)
+		return fmt.Errorf("opening the audit log as %q: %w: give this command its own --admin-host", c.host, err)
 	}
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
-	_, err = writer.Commit(ctx, r, c)
+	_, err = writer.Commit(ctx, r, change)
 	if closeErr := writer.Close(context.WithoutCancel(ctx)); err == nil && closeErr != nil {
 		err = fmt.Errorf("closing the audit log: %w", closeErr)
 	}
@@ -168,6 +186,7 @@ func (s domainSettings) on(ctx context.Context, f func(d *domainSession) error) 
 
 type domainStatusCmd struct {
 	domainSettings
+	memberFlag
 	JSON  bool `help:"Print JSON."`
 	Watch bool `help:"Print again every two seconds until the background work is done."`
 }
@@ -183,6 +202,9 @@ Example:
 
 // Run prints the generations.
 func (c *domainStatusCmd) Run(ctx context.Context) error {
+	if err := c.choose(c.Member); err != nil {
+		return err
+	}
 	return c.on(ctx, func(d *domainSession) error {
 		for {
 			all, err := d.Status(ctx)
@@ -272,6 +294,7 @@ func (c *domainActivateCmd) Run(ctx context.Context) error {
 
 type domainRetireCmd struct {
 	domainSettings
+	memberFlag
 	generationFlag
 	Retention time.Duration `name:"backup-retention" env:"TRENT_DOMAIN_RETENTION" default:"840h" help:"How old a backup of the database may be that must still be readable: how long a generation stays after another one took its place. At least 24h, for import tokens."`
 }
@@ -295,5 +318,8 @@ func (c *domainRetireCmd) Validate() error {
 
 // Run retires.
 func (c *domainRetireCmd) Run(ctx context.Context) error {
+	if err := c.choose(c.Member); err != nil {
+		return err
+	}
 	return c.on(ctx, func(d *domainSession) error { return d.Retire(ctx, c.Generation, c.Retention) })
 }

@@ -24,8 +24,8 @@ type cli struct {
 	Serve    serveCmd        `cmd:"" help:"Serve the API to AWS clients."`
 	Dev      devCmd          `cmd:"" help:"Run everything on this machine for development: a SoftHSM token, a private Postgres and the service."`
 	Init     initCmd         `cmd:"" help:"Set up an empty token and an empty database, and make the first administrator."`
-	Domain   domainCmd       `cmd:"" help:"Rotate and look after the domain keys, under which all keys are wrapped."`
-	Ceremony ceremonyCmd     `cmd:"" help:"Lead through set-up, backup and recovery, with a transcript for auditors."`
+	Domain   domainCmd       `cmd:"" help:"Rotate and look after the domain keys, under which all keys are wrapped, and the HSMs that hold them."`
+	Ceremony ceremonyCmd     `cmd:"" help:"Lead through set-up, adding a member, backup and recovery, with a transcript for auditors."`
 	Doctor   doctorCmd       `cmd:"" help:"Say what token and database were found, and what is missing."`
 	Token    softhsmTokenCmd `cmd:"" name:"softhsm-token" hidden:"" help:"Make a SoftHSM token."`
 	Version  versionCmd      `cmd:"" help:"Print the version."`

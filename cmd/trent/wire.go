@@ -75,6 +75,9 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 		return nil, err
 	}
 	cfg.hsm.ID = s.deployment.ID
+	if cfg.hsm.Proofs, err = proofs(ctx, s.db); err != nil {
+		return nil, err
+	}
 	if s.domain, err = hsm.OpenDomain(ctx, cfg.hsm); err != nil {
 		return nil, fmt.Errorf("opening the HSM for deployment %s: %w", uuid.UUID(s.deployment.ID), err)
 	}
@@ -128,10 +131,29 @@ func (s *system) build(ctx context.Context, cfg systemConfig) error {
 	return nil
 }
 
+// proofs are those by which members open generations that they hold together,
+// before the rows that have them can be verified: kms.Service.FollowGenerations
+// and kms.DomainAdmin put the verified ones in their place.
+func proofs(ctx context.Context, db *store.DB) (hsm.Proofs, error) {
+	found, err := db.Proofs(ctx)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // says it all
+	}
+	all := hsm.Proofs{}
+	for number, proof := range found {
+		all[number] = hsm.Proof(proof)
+	}
+	return all, nil
+}
+
 // openDomain opens the deployment's domain on one token, and reads the
 // deployment again, now that its seal can be verified.
 func openDomain(ctx context.Context, token *hsm.Token, db *store.DB, d store.Deployment) (store.Deployment, error) {
-	domain, err := token.OpenDomain(ctx, d.ID)
+	known, err := proofs(ctx, db)
+	if err != nil {
+		return d, err
+	}
+	domain, err := token.OpenProved(ctx, d.ID, known)
 	if err != nil {
 		return d, fmt.Errorf("opening the domain of deployment %s on token %q: %w", uuid.UUID(d.ID), token.Info().Label, err)
 	}

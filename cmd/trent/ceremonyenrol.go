@@ -1,0 +1,102 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/trent-kms/trent/kms"
+)
+
+type ceremonyEnrolCmd struct {
+	domainSettings
+	transcriptFlag
+}
+
+// Help implements kong.HelpProvider.
+func (*ceremonyEnrolCmd) Help() string {
+	return `Initialise the new token and its user PIN with the vendor's tool, examine it with trent doctor, and give it a [[hsm-member]] table beside those of all other members. The fingerprints are read on another machine meanwhile: see trent domain fingerprint --help.
+
+Example:
+
+    trent ceremony enrol --config /etc/trent/trent.toml --transcript enrolment.txt`
+}
+
+// Run holds the ceremony.
+func (c *ceremonyEnrolCmd) Run(ctx context.Context) error {
+	cfg, err := c.config()
+	if err != nil {
+		return err
+	}
+	return c.conducted(func(t *transcript) error {
+		s := ceremony{transcript: t, cfg: cfg}
+		if err := s.present(); err != nil {
+			return err
+		}
+		m, err := cfg.openMembers(ctx)
+		if err != nil {
+			return err
+		}
+		defer m.close()
+		return s.enrol(ctx, m)
+	})
+}
+
+func (s ceremony) enrol(ctx context.Context, m *membersSession) error {
+	if err := s.members(ctx, m); err != nil {
+		return err
+	}
+	if err := s.begin("The members' enrolment keys"); err != nil {
+		return err
+	}
+	confirmed, err := m.Confirm(ctx, func(each kms.MemberAtHand, generation int64, fingerprint string) error {
+		if err := s.fact("member %s, token %q, serial number %s", each.Name, each.Info.Label, each.Info.Serial); err != nil {
+			return err
+		}
+		return s.compared(fmt.Sprintf("the fingerprint of member %s", each.Name), fingerprint,
+			fmt.Sprintf("another machine: trent domain fingerprint --generation %d --member %s", generation, each.Name))
+	})
+	if err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
+	if err := s.begin("A generation that all members hold"); err != nil {
+		return err
+	}
+	if err := s.agree("This machine was installed for the purpose, or is trusted as one that was: for as long as the next step runs, it could have the new keys wrapped for somebody else."); err != nil {
+		return err
+	}
+	if err := m.enrol(ctx, confirmed); err != nil {
+		return err
+	}
+	return s.members(ctx, m)
+}
+
+// members records who there is.
+func (s ceremony) members(ctx context.Context, m *membersSession) error {
+	if err := s.begin("The members"); err != nil {
+		return err
+	}
+	if err := s.fact("deployment %s, account %s", uuid.UUID(m.deployment.ID), m.deployment.Account); err != nil {
+		return err
+	}
+	all, err := m.List(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
+	for _, each := range all {
+		if err := s.fact("%s, token %q, serial number %s: %s; whole generations: %s; fingerprint: %s%s", or(each.Name, "without a name here"), each.Label, each.Serial,
+			or(each.State, "not enrolled"), or(strings.Trim(fmt.Sprint(each.Holds), "[]"), "none"), or(each.Fingerprint, "none"), faultOf(each)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func faultOf(m kms.MemberStatus) string {
+	if m.Fault == "" {
+		return ""
+	}
+	return "; " + m.Fault
+}

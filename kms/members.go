@@ -1,0 +1,276 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// DomainMembers does what the officer orders for the members of the domain. It
+// needs all of them at hand, each in a worker process of its own.
+type DomainMembers struct {
+	DomainAdmin // its Member and Serial are chosen: see lead
+	Members     []MemberAtHand
+}
+
+// MemberAtHand is a configured member.
+type MemberAtHand struct {
+	Name   string
+	Info   hsm.Info    // of its token
+	Domain *hsm.Domain // of it alone, opened with Enrolling; nil if Err
+	Err    error       // why it could not be opened
+}
+
+// Sealers verify with whichever member holds the generation.
+func (m *DomainMembers) Sealers() store.Sealer { return sealers(m.reachable()) }
+
+type sealers []MemberAtHand
+
+// Verify implements store.Sealer.
+func (all sealers) Verify(ctx context.Context, generation uint32, message, mac []byte) (ok bool, err error) {
+	for _, m := range all {
+		var fault error
+		if ok, fault = m.Domain.Verify(ctx, generation, message, mac); ok {
+			return true, nil
+		}
+		err = errors.Join(err, fault)
+	}
+	return false, err
+}
+
+// Sum implements store.Sealer.
+func (all sealers) Sum(ctx context.Context, message []byte) (generation uint32, mac []byte, err error) {
+	for _, m := range all {
+		var fault error
+		if generation, mac, fault = m.Domain.Sum(ctx, message); fault == nil {
+			return generation, mac, nil
+		}
+		err = errors.Join(err, fault)
+	}
+	return 0, nil, err
+}
+
+func (m *DomainMembers) reachable() []MemberAtHand {
+	return slices.DeleteFunc(slices.Clone(m.Members), func(m MemberAtHand) bool { return m.Err != nil })
+}
+
+// lead gives all members the proofs and chooses one that holds the active
+// generation, other than the one of serial, to seal what is written.
+func (m *DomainMembers) lead(ctx context.Context, but string) (*generations, error) {
+	d, all, rows, err := m.DB.Domain(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading the generations: %w", err)
+	}
+	g := &generations{d, all, slices.Clone(all), rows, slices.Clone(rows)}
+	active := g.in(store.GenerationActive)
+	if active == nil {
+		return nil, errors.New("no generation is active: restore the database from a backup")
+	}
+	var faults []error
+	for _, each := range m.reachable() {
+		if err := each.Domain.SetProofs(ctx, ProofsOf(all)); err != nil {
+			faults = append(faults, fmt.Errorf("member %s: %w", each.Name, err))
+			continue
+		}
+		if each.Info.Serial == but {
+			continue
+		}
+		if err := each.Domain.SetActive(ctx, uint32(active.Number)); err != nil { // #nosec G115 -- ours
+			faults = append(faults, fmt.Errorf("member %s: %w", each.Name, err))
+			continue
+		}
+		if m.Member == nil {
+			m.Member, m.Serial = each.Domain, each.Info.Serial
+		}
+	}
+	if m.Member == nil {
+		return nil, fmt.Errorf("no member at hand holds the active generation: add one that does to the configuration: %w", errors.Join(faults...))
+	}
+	m.DB.SetSealer(d.ID, m.Member)
+	return g, m.holdsActive(ctx, g)
+}
+
+// enrolled are the members that are there.
+func (g *generations) enrolled() []store.DomainMember {
+	return slices.DeleteFunc(slices.Clone(g.members), func(m store.DomainMember) bool { return m.State != store.MemberEnrolled })
+}
+
+// single refuses what would leave other members behind.
+func (g *generations) single() error {
+	if n := len(g.enrolled()); n > 1 {
+		return fmt.Errorf("this domain has %d members, and a generation that one of them makes would be that one's alone: run `trent domain enrol`, which makes one for all", n)
+	}
+	if pending := g.in(store.GenerationCreated); pending != nil && len(pending.Tokens()) == 0 {
+		return fmt.Errorf("an enrolment has begun generation %d: finish it with `trent domain enrol`, or discard it with `trent domain retire --generation %d`", pending.Number, pending.Number)
+	}
+	return nil
+}
+
+// MemberStatus is a member as an officer sees it.
+type MemberStatus struct {
+	Name        string     `json:"name,omitempty"` // in this host's configuration
+	Serial      string     `json:"serial"`
+	Label       string     `json:"label"`
+	State       string     `json:"state"` // "" = not enrolled
+	Fingerprint string     `json:"fingerprint,omitempty"`
+	Holds       []uint32   `json:"holds"` // generations that are whole on it
+	Fault       string     `json:"fault,omitempty"`
+	Enrolled    *time.Time `json:"enrolled,omitempty"`
+	EnrolledBy  string     `json:"enrolledBy,omitempty"`
+	Removed     *time.Time `json:"removed,omitempty"`
+	RemovedBy   string     `json:"removedBy,omitempty"`
+}
+
+// List says of each member, configured or enrolled, what it holds.
+func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
+	g, err := m.lead(ctx, "")
+	if err != nil {
+		return nil, err
+	}
+	var all []MemberStatus
+	for _, row := range g.members {
+		s := MemberStatus{Serial: row.Serial, Label: row.Label, State: row.State, Fingerprint: row.Fingerprint,
+			Enrolled: &row.Enrolled, EnrolledBy: row.EnrolledBy, Removed: row.Removed, RemovedBy: row.RemovedBy, Fault: "not in this configuration"}
+		all = append(all, s)
+	}
+	for _, each := range m.Members {
+		i := slices.IndexFunc(all, func(s MemberStatus) bool { return each.Err == nil && s.Serial == each.Info.Serial })
+		if i < 0 {
+			all = append(all, MemberStatus{Serial: each.Info.Serial, Label: each.Info.Label})
+			i = len(all) - 1
+		}
+		all[i].Name, all[i].Fault = each.Name, ""
+		if each.Err != nil {
+			all[i].Fault = each.Err.Error()
+			continue
+		}
+		held, err := each.Domain.Generations(ctx)
+		if err != nil {
+			all[i].Fault = err.Error()
+			continue
+		}
+		for _, h := range held {
+			if h.Whole {
+				all[i].Holds = append(all[i].Holds, h.Number)
+			}
+		}
+	}
+	return all, nil
+}
+
+// Remove takes a member out of the domain and destroys what it holds. It
+// refuses while anything needs what no other member has.
+func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
+	g, err := m.lead(ctx, serial)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(g.members, func(row store.DomainMember) bool { return row.Serial == serial })
+	if i < 0 {
+		return fmt.Errorf("no member has serial number %q: `trent domain members` lists them", serial)
+	}
+	if g.members[i].State == store.MemberEnrolled {
+		if err := m.dispensable(ctx, g, serial); err != nil {
+			return err
+		}
+		now := m.now()
+		g.members[i].State, g.members[i].Removed, g.members[i].RemovedBy = store.MemberRemoved, &now, m.Operator
+		for j := range g.all {
+			if held := g.all[j].Tokens(); slices.Contains(held, serial) {
+				g.all[j].SetTokens(slices.DeleteFunc(held, func(s string) bool { return s == serial }))
+			}
+		}
+		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Operator: m.Operator}); err != nil {
+			return err
+		}
+		failpoint.Hit("enrol.removed")
+	}
+	return m.empty(ctx, serial)
+}
+
+// memberEvent is a member in the audit log.
+type memberEvent struct {
+	Serial      string `json:"token"`
+	Label       string `json:"label"`
+	Fingerprint string `json:"fingerprint,omitempty"`
+	Generation  int64  `json:"domainKeyGeneration,omitempty"`
+	Operator    string `json:"operator"`
+}
+
+// dispensable refuses if the member alone holds what is needed.
+func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial string) error {
+	uses, err := m.DB.GenerationUses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range g.all {
+		number := uint32(row.Number) // #nosec G115 -- ours
+		held := row.Tokens()
+		alone := slices.Contains(held, serial) && len(held) == 1
+		if row.State == store.GenerationRetired { // its row says nothing of the MAC key
+			if alone, err = m.alone(ctx, number, serial); err != nil {
+				return err
+			}
+		}
+		if !alone {
+			continue
+		}
+		logged, err := m.DB.LogSealedUnder(ctx, number)
+		if err != nil {
+			return err
+		}
+		use := uses[number]
+		if row.State == store.GenerationActive || row.State == store.GenerationCreated || use.EKTs > 0 || use.MACs > 0 || logged {
+			return notYet("this member alone holds generation %d, which %d keys, %d rows%s need", row.Number, use.EKTs, use.MACs,
+				map[bool]string{true: " and the audit log", false: ""}[logged])
+		}
+	}
+	return nil
+}
+
+// alone says whether no other member at hand verifies MACs of the generation.
+func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string) (bool, error) {
+	for _, each := range m.reachable() {
+		if each.Info.Serial == serial {
+			continue
+		}
+		held, err := each.Domain.Generations(ctx)
+		if err != nil {
+			return false, fmt.Errorf("looking at member %s: %w", each.Name, err)
+		}
+		if slices.ContainsFunc(held, func(h hsm.Generation) bool { return h.Number == number && h.MAC }) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// empty destroys what a removed member holds, if it is at hand.
+func (m *DomainMembers) empty(ctx context.Context, serial string) error {
+	for _, each := range m.reachable() {
+		if each.Info.Serial != serial {
+			continue
+		}
+		held, err := each.Domain.Generations(ctx)
+		if err != nil {
+			return fmt.Errorf("looking at member %s: %w", each.Name, err)
+		}
+		for _, h := range held {
+			m.Progress(fmt.Sprintf("destroying generation %d on member %s", h.Number, each.Name))
+			if err := errors.Join(each.Domain.DestroyGeneration(ctx, h.Number, false), each.Domain.DropEnrolmentKey(ctx, h.Number)); err != nil {
+				return err //nolint:wrapcheck // says it all
+			}
+			failpoint.Hit("enrol.destroyed")
+		}
+		m.Progress("the member is removed and holds nothing of this domain any more: take it out of every host's configuration")
+		return nil
+	}
+	m.Progress("the member is removed, but is not at hand: take it out of every host's configuration, and erase the token with the vendor's tool")
+	return nil
+}
