@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -48,6 +49,12 @@ func (s spec) longest() int {
 	return 128
 }
 
+// tooShort are how devices say that a secret is too short to be wrapped.
+var tooShort = []uint{
+	pkcs11.CKR_KEY_SIZE_RANGE, pkcs11.CKR_KEY_NOT_WRAPPABLE, pkcs11.CKR_DATA_LEN_RANGE,
+	pkcs11.CKR_GENERAL_ERROR, pkcs11.CKR_FUNCTION_FAILED,
+}
+
 // length finds the length of a secret. Where the device does not say (SoftHSM,
 // of what it unwrapped) it shows in what it wraps to, but for the last octets;
 // the spec's own length is taken if it may be that.
@@ -57,8 +64,11 @@ func (s *session) length(keys *domainKeys, sp spec, secret pkcs11.ObjectHandle) 
 		return ulong(value), nil
 	}
 	wrapped, err := s.wrap(sp.class, keys.wrap[sp.class], secret)
-	if err != nil { // what is too short to be wrapped is no key
+	if code, ok := codeOf(err); ok && slices.Contains(tooShort, code) { // no key is
 		return 0, s.blameMaterial(keys, err)
+	}
+	if err != nil {
+		return 0, err
 	}
 	n := len(wrapped) - 8
 	if n-8 < sp.size && sp.size <= n {

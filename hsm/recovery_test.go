@@ -33,7 +33,7 @@ func newFaultyDomain(t testing.TB, change func(*Config)) (*faultshim.Shim, *Memb
 func wantHealthy(t testing.TB, d *Member) time.Duration {
 	t.Helper()
 	start := time.Now()
-	for d.t.Ping(t.Context()) != nil && time.Since(start) < 10*soon {
+	for (d.t.Ping(t.Context()) != nil || d.t.Health().State != StateReady) && time.Since(start) < 10*soon {
 		time.Sleep(time.Millisecond)
 	}
 	took := time.Since(start)
