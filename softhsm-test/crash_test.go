@@ -93,7 +93,7 @@ func (d *deployment) wantNoOrphans(t *testing.T) {
 // serving lists the failpoints that a running service passes.
 func serving() []string {
 	return slices.DeleteFunc(slices.Clone(failpoint.Points), func(p string) bool {
-		return strings.HasPrefix(p, "init.") || strings.HasPrefix(p, "generation.")
+		return strings.HasPrefix(p, "init.") || strings.HasPrefix(p, "generation.") || strings.HasPrefix(p, "enrol.")
 	})
 }
 
