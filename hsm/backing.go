@@ -201,14 +201,16 @@ func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.At
 	if err != nil {
 		return 0, err
 	}
-	object, err := s.unwrapLength(k.class, g.wrap[k.class], k.wrapped, k.length, g.protected(template))
-	code, ok := codeOf(err)
-	if c := classify(code); !ok || c != classData && c != classForged {
-		return object, err
-	}
-	s.t.stats.failed(code)
-	if object, again := s.unwrap(k.class, keys.wrap[k.class], k.wrapped, template); again == nil {
-		return object, nil
+	var object pkcs11.ObjectHandle
+	var code uint
+	for range 2 {
+		object, err = s.unwrapLength(k.class, g.wrap[k.class], k.wrapped, k.length, g.protected(template))
+		var refused bool
+		code, refused = codeOf(err)
+		if c := classify(code); !refused || c != classData && c != classForged {
+			return object, err
+		}
+		s.t.stats.failed(code)
 	}
 	if s.healthy(keys) {
 		return 0, fmt.Errorf("%w (%s)", ErrInvalidEKT, codeName(code))

@@ -76,6 +76,26 @@ func TestDeviceGoneAndBack(t *testing.T) {
 	}
 }
 
+// A key is not called bad because the device refuses it once, of whatever
+// generation it is.
+func TestUnwrapRefusedOnce(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	old := newAES(t, d)
+	if err := errors.Join(d.CreateGeneration(t.Context(), 2, Locked), d.SetActive(t.Context(), 2)); err != nil {
+		t.Fatal(err)
+	}
+	for generation, ekt := range map[uint32]EKT{1: old, 2: newAES(t, d)} {
+		shim.Set("C_UnwrapKey", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_GENERAL_ERROR, Times: 1})
+		if _, err := sealBlob(t.Context(), d, ekt, []byte("x")); err != nil || ekt.Generation() != generation {
+			t.Errorf("a key of generation %d: %v", generation, err)
+		}
+		if n := shim.Injected()["C_UnwrapKey"]; n == 0 {
+			t.Errorf("generation %d: the fault did not happen", generation)
+		}
+		shim.Clear()
+	}
+}
+
 // Where the PIN is refused when the login has to be renewed, it is tried once
 // and never again, and everyone is told.
 func TestPINRefusedDuringRecovery(t *testing.T) {
