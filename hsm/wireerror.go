@@ -12,7 +12,7 @@ import (
 var sentinels = []error{
 	ErrInvalidCiphertext, ErrInvalidEKT, ErrBusy, ErrUnavailable, ErrArgument, ErrSignature, ErrMaterial,
 	ErrModule, ErrTokenNotFound, ErrTokenAmbiguous, ErrTokenUninitialised, ErrPINIncorrect, ErrPINLocked,
-	ErrNoDomain, ErrDomainConflict, context.Canceled, context.DeadlineExceeded, ErrNoGeneration,
+	ErrNoDomain, ErrDomainConflict, context.Canceled, context.DeadlineExceeded, ErrNoGeneration, ErrLocked,
 }
 
 // wireError is an error as it crosses to another process: its text, and what

@@ -6,6 +6,9 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +56,51 @@ func TestErrorsCross(t *testing.T) {
 		var lacks, gotLacks *UnsupportedError
 		if errors.As(err, &lacks) != errors.As(got, &gotLacks) || !reflect.DeepEqual(lacks, gotLacks) {
 			t.Errorf("%v: %+v became %+v", err, lacks, gotLacks)
+		}
+	}
+}
+
+// TestEveryErrorCrosses: who adds an exported error may have callers that look
+// for it, on the other side of a worker too.
+func TestEveryErrorCrosses(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listed, declared := map[string]bool{}, []string{}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, declaration := range file.Decls {
+			variables, ok := declaration.(*ast.GenDecl)
+			if !ok || variables.Tok != token.VAR {
+				continue
+			}
+			for _, spec := range variables.Specs {
+				value := spec.(*ast.ValueSpec)
+				if name := value.Names[0].Name; strings.HasPrefix(name, "Err") {
+					declared = append(declared, name)
+				} else if name == "sentinels" {
+					for _, sentinel := range value.Values[0].(*ast.CompositeLit).Elts {
+						if known, ok := sentinel.(*ast.Ident); ok {
+							listed[known.Name] = true
+						}
+					}
+				}
+			}
+		}
+	}
+	if len(declared) < len(listed) || len(listed) == 0 {
+		t.Fatalf("%d errors are declared and %d of them listed", len(declared), len(listed))
+	}
+	for _, name := range declared {
+		if !listed[name] {
+			t.Errorf("%s loses its identity between processes: add it to the end of sentinels", name)
 		}
 	}
 }
