@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,7 +20,8 @@ type bareCmd struct {
 	Listen string `required:""`
 }
 
-func (b bareCmd) Run() error {
+// Run serves until it is interrupted: main catches the signal.
+func (b bareCmd) Run(ctx context.Context) error {
 	server := &http.Server{
 		Addr:              b.Listen,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -29,5 +32,10 @@ func (b bareCmd) Run() error {
 			_, _ = io.WriteString(w, bareBody)
 		}),
 	}
-	return server.ListenAndServe()
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.ListenAndServe(); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -35,7 +36,7 @@ type cli struct {
 func main() {
 	var c cli
 	command := kong.Parse(&c, kong.Name("trent-bench"), kong.Description("Measure raw PKCS#11, the hsm layer and the service."))
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	command.BindTo(ctx, (*context.Context)(nil))
 	if err := command.Run(&c); err != nil {

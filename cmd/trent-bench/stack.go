@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -32,7 +33,31 @@ type stack struct {
 	tokens softhsm.Folder
 	pg     *pgcluster.Cluster
 	trent  string // path of the binary
-	procs  []*exec.Cmd
+	procs  []*server
+}
+
+// server is a process of the benchmark.
+type server struct {
+	name  string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when it has ended
+}
+
+// endTimeout is how long a server may take to end when asked: trent lets idle
+// connections go and writes its audit log.
+const endTimeout = 30 * time.Second
+
+// end asks the server to end. One that does not is killed, which is an error.
+func (p *server) end() error {
+	_ = p.cmd.Process.Signal(os.Interrupt)
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(endTimeout):
+	}
+	_ = p.cmd.Process.Kill()
+	<-p.ended
+	return fmt.Errorf("ending %s: still running after %s", p.name, endTimeout)
 }
 
 // newStack makes two tokens, one for the device's figures and one for the
@@ -104,8 +129,7 @@ func (s *stack) findTrent(ctx context.Context) error {
 func (s *stack) close() error {
 	var faults []error
 	for _, p := range s.procs {
-		_ = p.Process.Signal(os.Interrupt)
-		_ = p.Wait()
+		faults = append(faults, p.end())
 	}
 	if s.pg != nil {
 		faults = append(faults, s.pg.Stop())
@@ -123,11 +147,25 @@ func (s *stack) start(ctx context.Context, name string, env []string, program st
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), program, args...) // #nosec G204 -- ourselves or trent
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p := &server{name: name, cmd: cmd, ended: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// The death signal follows the thread that started the server, not the
+		// process.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait()
+		}
+		close(p.ended)
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("starting %s: %w", name, err)
 	}
-	s.procs = append(s.procs, cmd)
+	s.procs = append(s.procs, p)
 	return cmd, nil
 }
 
