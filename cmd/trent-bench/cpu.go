@@ -39,22 +39,16 @@ func readStat(pid int) (stat, error) {
 	return stat{parent: n[1], own: time.Duration(n[11]+n[12]) * tick, reapedOwn: time.Duration(n[13]+n[14]) * tick}, nil
 }
 
-// cpu is the CPU time that a process has used so far.
-func cpu(pid int) (time.Duration, error) {
+// family is a process and its children.
+func family(pid int) (map[int]stat, error) {
 	s, err := readStat(pid)
-	return s.own, err
-}
-
-// familyCPU is that of a process and its children, living and ended.
-func familyCPU(pid int) (time.Duration, error) {
-	s, err := readStat(pid)
-	if err != nil || pid == 0 {
-		return 0, err
+	if err != nil {
+		return nil, err
 	}
-	total := s.own + s.reapedOwn
+	found := map[int]stat{pid: s}
 	entries, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
-		return 0, fmt.Errorf("listing processes: %w", err)
+		return nil, fmt.Errorf("listing processes: %w", err)
 	}
 	for _, entry := range entries {
 		child, err := strconv.Atoi(filepath.Base(entry))
@@ -62,10 +56,21 @@ func familyCPU(pid int) (time.Duration, error) {
 			continue
 		}
 		if c, err := readStat(child); err == nil && c.parent == pid { // others may end while we look
-			total += c.own
+			found[child] = c
 		}
 	}
-	return total, nil
+	return found, nil
+}
+
+// familyCPU is the CPU time that a process and its children, living and ended,
+// have used so far.
+func familyCPU(pid int) (time.Duration, error) {
+	members, err := family(pid)
+	total := members[pid].reapedOwn
+	for _, s := range members {
+		total += s.own
+	}
+	return total, err
 }
 
 // ownCPU is that of this process: the load generator.
@@ -79,19 +84,13 @@ func ownCPU() time.Duration {
 
 // familyMemory is the resident memory of this process and its children, in
 // bytes.
-func familyMemory() int64 {
-	total := residentMemory(os.Getpid())
-	entries, _ := filepath.Glob("/proc/[0-9]*")
-	for _, entry := range entries {
-		child, err := strconv.Atoi(filepath.Base(entry))
-		if err != nil {
-			continue
-		}
-		if s, err := readStat(child); err == nil && s.parent == os.Getpid() { // others may end while we look
-			total += residentMemory(child)
-		}
+func familyMemory() (int64, error) {
+	members, err := family(os.Getpid())
+	total := int64(0)
+	for pid := range members {
+		total += residentMemory(pid)
 	}
-	return total
+	return total, err
 }
 
 // residentMemory is the second field of proc_pid_statm(5), in bytes.

@@ -40,8 +40,12 @@ func (l leakCmd) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	begin, most := familyMemory(), int64(0)
+	begin, err := familyMemory()
+	if err != nil {
+		return err
+	}
 	var (
+		most   int64
 		done   atomic.Int64
 		group  sync.WaitGroup
 		faults = make([]error, callers)
@@ -61,7 +65,11 @@ func (l leakCmd) Run(ctx context.Context) (err error) {
 			going = false
 		case <-time.After(time.Second):
 		}
-		grown := familyMemory() - begin
+		now, err := familyMemory()
+		if err != nil {
+			return err
+		}
+		grown := now - begin
 		most = max(most, grown)
 		fmt.Printf("%9d cycles: %+6.1f MiB\n", min(done.Load(), l.Cycles), float64(grown)/(1<<20))
 	}

@@ -76,7 +76,8 @@ func (u usage) since(v usage) usage {
 
 func (t *target) usage() (u usage, err error) {
 	u.client = ownCPU()
-	if u.server, err = cpu(t.pid); err == nil && t.postgres != 0 {
+	// Of a server that runs the HSM's module in worker processes, they are part.
+	if u.server, err = familyCPU(t.pid); err == nil && t.postgres != 0 {
 		u.postgres, err = familyCPU(t.postgres)
 	}
 	return u, err
