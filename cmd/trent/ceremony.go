@@ -152,7 +152,7 @@ func (s ceremony) compared(what, value, source string) error {
 	if s.rehearsed {
 		_, _ = fmt.Fprintf(s.out, "   (In this rehearsal: %s shows %s.)\n", source, value)
 	}
-	return s.compare(what, value, source)
+	return s.compare(what, value, source, ends)
 }
 
 // present records who is there and what does the work.

@@ -94,13 +94,20 @@ func (t *transcript) agree(statement string) error {
 	return err
 }
 
-// compare has somebody type, from another source, the end of what is shown
-// here. A yes would be typed unread.
-func (t *transcript) compare(what, value, source string) error {
-	const length = 6
-	want := value[max(0, len(value)-length):]
+// ends is how much compare wants of what nobody can make to order, such as a
+// serial number.
+const ends = 6
+
+// compare has somebody type, from another source, the last characters of what
+// is shown here, or all of it where it has no more. A yes would be typed unread.
+func (t *transcript) compare(what, value, source string, last int) error {
+	want := value[max(0, len(value)-last):]
+	asked := what
+	if len(want) < len(value) {
+		asked = fmt.Sprintf("the last %d characters of %s", last, what)
+	}
 	for range 3 {
-		answer, err := t.ask(fmt.Sprintf("Type the last %d characters of %s, as read from %s.", len(want), what, source))
+		answer, err := t.ask(fmt.Sprintf("Type %s, as read from %s.", asked, source))
 		if err != nil {
 			return err
 		}
