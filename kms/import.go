@@ -52,7 +52,7 @@ func (s *Service) ImportKeyMaterial(ctx context.Context, call *Call, in *awskms.
 // unwrapMaterial has the HSM unwrap what a request brings.
 func (s *Service) unwrapMaterial(ctx context.Context, k *key, in *awskms.ImportKeyMaterialInput) (store.BackingKey, error) {
 	var none store.BackingKey
-	p, err := s.openToken(ctx, k, in.ImportToken)
+	p, err := s.verifiedImport(ctx, k, in.ImportToken)
 	if err != nil {
 		return none, err
 	}

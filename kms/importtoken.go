@@ -2,11 +2,7 @@ package kms
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -23,6 +19,8 @@ const (
 	// maxMaterialLife bounds ValidTo.
 	maxMaterialLife = 365 * day
 )
+
+const importTokenLabel = "trent import token\x00"
 
 // importParameters are what an import token says. The private half of the
 // wrapping key is in it, wrapped under the domain key: nothing is stored, and
@@ -58,7 +56,7 @@ func (s *Service) GetParametersForImport(ctx context.Context, call *Call, in *aw
 		return nil, fromImport(err)
 	}
 	validTo := s.now().UTC().Add(importParametersLife).Truncate(time.Second)
-	token, err := s.importToken(ctx, importParameters{k.Account, k.Region, k.ID, algorithm, validTo, wrapping})
+	token, err := s.sealToken(ctx, importTokenLabel, importParameters{k.Account, k.Region, k.ID, algorithm, validTo, wrapping})
 	if err != nil {
 		return nil, err
 	}
@@ -103,53 +101,15 @@ func fromImport(err error) error {
 	return err
 }
 
-// tokenVersion begins every import token:
-//
-//	token = tokenVersion 4OCTET(MAC generation) OCTET(length of mac) mac body
-//
-// where body is importParameters in JSON, and mac is of SHA-256 of
-// "trent import token", the deployment's MAC key setting deployments apart.
-const tokenVersion = 1
-
-func tokenDigest(body []byte) []byte {
-	sum := sha256.Sum256(append([]byte("trent import token\x00"), body...))
-	return sum[:]
-}
-
-func (s *Service) importToken(ctx context.Context, p importParameters) ([]byte, error) {
-	body, err := json.Marshal(p)
-	if err != nil {
-		return nil, fmt.Errorf("encoding an import token: %w", err)
-	}
-	generation, mac, err := s.domain.Sum(ctx, tokenDigest(body))
-	if err != nil {
-		return nil, fmt.Errorf("sealing an import token: %w", err)
-	}
-	token := binary.BigEndian.AppendUint32([]byte{tokenVersion}, generation)
-	token = append(append(token, byte(len(mac))), mac...)
-	return append(token, body...), nil
-}
-
-// openToken verifies the import token of a request on k.
-func (s *Service) openToken(ctx context.Context, k *key, token []byte) (importParameters, error) {
+// verifiedImport returns what the import token of a request on k says.
+func (s *Service) verifiedImport(ctx context.Context, k *key, token []byte) (importParameters, error) {
 	var p importParameters
-	invalid := &types.InvalidImportTokenException{Message: aws.String("The import token is not one of this key.")}
-	if len(token) < 6 || token[0] != tokenVersion || len(token) < 6+int(token[5]) {
-		return p, invalid
-	}
-	mac, body := token[6:6+int(token[5])], token[6+int(token[5]):]
-	ok, err := s.domain.Verify(ctx, binary.BigEndian.Uint32(token[1:]), tokenDigest(body), mac)
+	ok, err := s.openToken(ctx, importTokenLabel, token, &p)
 	if err != nil {
-		return p, fmt.Errorf("verifying an import token: %w", err)
+		return p, err
 	}
-	if !ok {
-		return p, invalid
-	}
-	if err := json.Unmarshal(body, &p); err != nil {
-		return p, fmt.Errorf("reading an import token of our own: %w", err)
-	}
-	if p.Account != k.Account || p.Region != k.Region || p.KeyID != k.ID {
-		return p, invalid
+	if !ok || p.Account != k.Account || p.Region != k.Region || p.KeyID != k.ID {
+		return p, &types.InvalidImportTokenException{Message: aws.String("The import token is not one of this key.")}
 	}
 	if !s.now().Before(p.ValidTo) {
 		return p, &types.ExpiredImportTokenException{Message: aws.String("The import token has expired. Get a new one.")}

@@ -13,8 +13,8 @@ import (
 	"github.com/trent-kms/trent/store"
 )
 
-// openToken opens an empty token.
-func openToken(t *testing.T) *hsm.Token {
+// emptyToken opens an empty token.
+func emptyToken(t *testing.T) *hsm.Token {
 	t.Helper()
 	tok := testenv.SoftHSM(t)
 	token, err := hsm.Open(t.Context(), hsm.Config{Module: tok.Module, TokenLabel: tok.Label, PIN: hsm.NewPIN([]byte(tok.PIN))})
@@ -50,7 +50,7 @@ func initialise(ctx context.Context, token *hsm.Token, db *store.DB, show func()
 // TestInitialiseAtOnce runs several at once: all but one are refused, and what
 // that one has made is whole.
 func TestInitialiseAtOnce(t *testing.T) {
-	token, url := openToken(t), testenv.Postgres(t)
+	token, url := emptyToken(t), testenv.Postgres(t)
 	openDatabase(t, url)
 	var failed, all sync.WaitGroup
 	failed.Add(2)
@@ -116,7 +116,7 @@ func TestInitialiseSetBack(t *testing.T) {
 // TestInitialiseResumed interrupts a set-up before it is active, which must
 // leave no mark, so that the next run can go on.
 func TestInitialiseResumed(t *testing.T) {
-	token, db := openToken(t), openDatabase(t, testenv.Postgres(t))
+	token, db := emptyToken(t), openDatabase(t, testenv.Postgres(t))
 	unseen := errors.New("the terminal has gone")
 	if err := initialise(t.Context(), token, db, func() error { return unseen }); !errors.Is(err, unseen) {
 		t.Fatal(err)
