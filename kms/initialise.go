@@ -221,9 +221,11 @@ func (s *setup) replaceAdministrator(ctx context.Context) (accessKeyID string, s
 	}
 	key := store.AccessKey{ID: awsID("AKIA"), Account: account, PrincipalID: admin.ID, Secret: ekt, Status: statusActive, Created: time.Now().UTC()}
 	if err := change.InsertAccessKey(ctx, key); err != nil {
+		clear(secret)
 		return "", nil, fmt.Errorf("sealing the access key: %w", err)
 	}
 	if _, err := s.audit.Commit(ctx, s.record("CreateFirstAdministrator", admin.ARN), change); err != nil {
+		clear(secret)
 		return "", nil, fmt.Errorf("committing the administrator: %w", err)
 	}
 	return key.ID, secret, nil
