@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
@@ -41,21 +42,13 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	var entries []types.RotationsListEntry
-	for _, b := range all {
-		if number(b) > after && (b.Rotated != nil || in.IncludeKeyMaterial == types.IncludeKeyMaterialAllKeyMaterial) {
-			entries = append(entries, k.rotationEntry(b, pending))
-		}
-	}
-	byID := map[string]store.BackingKey{}
-	for _, b := range all {
-		byID[b.MaterialID] = b
-	}
-	entries, next := page(entries, limit, func(e types.RotationsListEntry) string {
-		return number(byID[*e.KeyMaterialId])
+	all = slices.DeleteFunc(all, func(b store.BackingKey) bool {
+		return number(b) <= after || b.Rotated == nil && in.IncludeKeyMaterial != types.IncludeKeyMaterialAllKeyMaterial
 	})
-	if entries == nil {
-		entries = []types.RotationsListEntry{}
+	shown, next := page(all, limit, number)
+	entries := make([]types.RotationsListEntry, len(shown))
+	for i, b := range shown {
+		entries[i] = k.rotationEntry(b, pending)
 	}
 	return &awskms.ListKeyRotationsOutput{Rotations: entries, Truncated: next != nil, NextMarker: next}, nil
 }
