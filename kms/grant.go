@@ -97,17 +97,9 @@ func (s *Service) addGrant(ctx context.Context, k *key, grant *store.Grant) (*st
 	grant.ID = hex.EncodeToString(id[:])
 	change := s.db.NewChange()
 	if err := change.InsertGrant(ctx, k.Key, *grant); err != nil {
-		return nil, fromCommit(unstorableText(err))
+		return nil, fromCommit(unstorable(err))
 	}
 	return change, nil
-}
-
-// unstorableText is unstorable for errors that may also be of another kind.
-func unstorableText(err error) error {
-	if errors.Is(err, store.ErrUnstorable) {
-		return unstorable(err)
-	}
-	return err
 }
 
 // RevokeGrant ends a grant by a right on its key.
