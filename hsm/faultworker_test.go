@@ -44,8 +44,6 @@ const lethal = 4
 // workerTable runs the cells on the first member of a domain. The others are
 // sound.
 type workerTable struct {
-	missed int // cells whose fault did not happen
-
 	shim *faultshim.Shim
 	d    *Domain
 	load *workload
@@ -136,11 +134,8 @@ func (tb *workerTable) run(t *testing.T) {
 	t.Logf("%d members: %d faults injected in %d cells (%d workers hung, %d died), %d requests meanwhile (%d refused), wrong results %d, lost keys %d, leaks %d, recovery p50 %s p99 %s max %s",
 		len(tb.d.front.seats), tb.injected, n, tb.hung, tb.died, tb.load.requests.Load()-before, refused,
 		tb.wrong, tb.lost, tb.leaks, tb.recoveries[n/2], tb.recoveries[n*99/100], tb.recoveries[n-1])
-	if p95 := tb.recoveries[n*95/100]; p95 > soon { // the rest is for machines that do much else
-		t.Errorf("recovery p95 %s", p95)
-	}
-	if tb.missed*50 > n {
-		t.Errorf("%d of %d faults did not happen", tb.missed, n)
+	if p99 := tb.recoveries[n*99/100]; p99 > soon {
+		t.Errorf("recovery p99 %s", p99)
 	}
 	if tb.wrong+tb.lost+tb.leaks > 0 {
 		t.Error("wrong results, lost keys or leaks")
@@ -156,23 +151,13 @@ func (tb *workerTable) cell(t *testing.T, function string, c faultClass) {
 	name := function + ", " + c.name
 	before := tb.shim.Injected()[function]
 	happened := func() int { return tb.shim.Injected()[function] - before }
-	start, hangs := time.Now(), counted(tb.d.front.stats.hangs, "m0")
+	hangs := counted(tb.d.front.stats.hangs, "m0")
 	tb.shim.Set(function, c.fault)
-	for try := 0; happened() < c.fault.Times && try < 6*nudges; try++ {
-		kind := tb.worked + try
-		tb.nudge(function, kind)
-		for wait := 0; wait < 30 && happened() < c.fault.Times; wait++ {
-			time.Sleep(time.Millisecond)
-		}
-		if happened() > 0 {
-			tb.worked = kind % nudges
-		}
-	}
+	start := tb.provoke(function, c.fault.Times, happened)
 	injected := happened()
 	if injected == 0 {
-		t.Logf("%s: it did not happen", name) // the load did not come by in time
-		tb.missed++
 		tb.shim.Clear()
+		t.Errorf("%s: it did not happen", name)
 		return
 	}
 	tb.injected += injected
@@ -200,6 +185,33 @@ func (tb *workerTable) cell(t *testing.T, function string, c faultClass) {
 		tb.wrong++
 		t.Errorf("%s: %s", name, w)
 	}
+}
+
+// provoke nudges until a fault has happened as often as it is to. Once is
+// enough where it is not soon repeated. It returns a moment before the first.
+func (tb *workerTable) provoke(function string, times int, happened func() int) (start time.Time) {
+	const atMost = 30 * time.Second // for the first
+	end := time.Now().Add(atMost)
+	for try := 0; happened() < times && time.Now().Before(end); try++ {
+		wait := 30 * time.Millisecond
+		if happened() == 0 {
+			start = time.Now()
+			// Longer from round to round, or on a machine that does much else a
+			// worker is killed before it comes to the function.
+			wait *= time.Duration(1 + try/nudges)
+		} else if try >= 6*nudges {
+			break
+		}
+		kind := tb.worked + try
+		tb.nudge(function, kind)
+		for nudged := time.Now(); time.Since(nudged) < wait && happened() < times; {
+			time.Sleep(time.Millisecond)
+		}
+		if happened() > 0 {
+			tb.worked = kind % nudges
+		}
+	}
+	return start
 }
 
 // nudge has functions called that the load does not call by itself, or not of
