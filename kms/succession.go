@@ -67,26 +67,25 @@ func (w *successor) Work(ctx context.Context, _ *river.Job[successionArgs]) erro
 	ctx, cancel := context.WithTimeout(ctx, w.service.cfg.SweepInterval*8/10)
 	defer cancel()
 	err := w.service.succeed(ctx)
-	if ctx.Err() != nil && errors.Is(err, context.DeadlineExceeded) {
-		return nil // the next slice is near
-	}
 	if err != nil {
 		w.service.log.Error("bringing keys and rows to the active generation", "error", err)
 	}
 	return err
 }
 
-// succeed is idempotent, and done when it does nothing.
+// succeed is idempotent, and done when it does nothing. That ctx ends is no
+// failure: the next slice is near, and finds what this one has left. What
+// failed before is one all the same.
 func (s *Service) succeed(ctx context.Context) error {
 	all, active, err := s.generations(ctx)
 	if err != nil {
-		return err
+		return unlessOver(ctx, err)
 	}
 	if active == 1 {
 		return nil // the first: nothing is older
 	}
 	if err := s.domain.SetActive(ctx, active); err != nil {
-		return err
+		return unlessOver(ctx, err)
 	}
 	var from []uint32
 	to := ""
@@ -104,7 +103,7 @@ func (s *Service) succeed(ctx context.Context) error {
 	for ctx.Err() == nil {
 		done, err := s.db.Reseal(ctx, active, 100)
 		if err != nil {
-			failures = append(failures, err)
+			failures = append(failures, unlessOver(ctx, err))
 			break
 		}
 		if done == 0 {
@@ -113,7 +112,15 @@ func (s *Service) succeed(ctx context.Context) error {
 		s.succession.resealed.Add(float64(done))
 		s.pace(ctx, done)
 	}
-	return errors.Join(append(failures, ctx.Err())...)
+	return errors.Join(failures...)
+}
+
+// unlessOver is err, but for what only says that ctx has ended.
+func unlessOver(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 // pace keeps the background work from taking the HSM from requests.
@@ -131,14 +138,15 @@ func (s *Service) moveKeys(ctx context.Context, from []uint32, to uint32) error 
 	for ctx.Err() == nil && len(failures) < atATime {
 		found, err := s.db.KeysUnder(ctx, from, after, atATime)
 		if err != nil {
-			return err
+			failures = append(failures, unlessOver(ctx, err))
+			break
 		}
 		for _, ref := range found {
 			if ctx.Err() != nil {
 				break
 			}
 			n, err := s.moveKey(ctx, ref, to)
-			if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) {
+			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) {
 				failures = append(failures, fmt.Errorf("moving key %s to generation %d: %w", ref.ID, to, err))
 			}
 			after = ref
@@ -210,15 +218,21 @@ func (s *Service) moveAccessKeys(ctx context.Context, from []uint32, to uint32) 
 	for ctx.Err() == nil && len(failures) < atATime {
 		found, err := s.db.AccessKeysUnder(ctx, from, after, atATime)
 		if err != nil {
-			return err
+			failures = append(failures, unlessOver(ctx, err))
+			break
 		}
 		for _, id := range found {
+			if ctx.Err() != nil {
+				break
+			}
 			err := s.moveAccessKey(ctx, id, to)
-			if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) {
+			switch {
+			case err == nil:
+				s.succession.moved.Inc()
+			case ctx.Err() == nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound):
 				failures = append(failures, fmt.Errorf("moving access key %s to generation %d: %w", id, to, err))
 			}
 			after = id
-			s.succession.moved.Inc()
 			s.pace(ctx, 1)
 		}
 		if len(found) < atATime {
