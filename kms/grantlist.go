@@ -74,11 +74,6 @@ func (s *Service) listGrants(ctx context.Context, call *Call, in *awskms.ListGra
 // grantIDPattern is the form of grant ids.
 var grantIDPattern = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
-func invalidMarker() error {
-	_, err := parseMarker(aws.String(""))
-	return err
-}
-
 // oneGrant is the list of a grant that is named by its id.
 func (s *Service) oneGrant(ctx context.Context, k *key, grantee, id string) ([]store.Grant, error) {
 	grant, err := s.grant(ctx, k, id)

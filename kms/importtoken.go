@@ -89,16 +89,13 @@ func (s *Service) checkWrapping(k *key, algorithm types.AlgorithmSpec, spec type
 
 // fromImport maps the HSM's refusals of an import.
 func fromImport(err error) error {
-	var lacks *hsm.UnsupportedError
 	switch {
-	case errors.As(err, &lacks):
-		return unsupported("%s.", lacks.Error())
 	case errors.Is(err, hsm.ErrMaterial):
 		return &types.IncorrectKeyMaterialException{Message: aws.String("The key material is not of the key's spec.")}
 	case errors.Is(err, hsm.ErrArgument):
 		return validation("The wrapping algorithm cannot be used with a key of this spec.")
 	}
-	return err
+	return fromDevice(err)
 }
 
 // verifiedImport returns what the import token of a request on k says.

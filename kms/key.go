@@ -282,9 +282,13 @@ func parseMarker(marker *string) (after string, err error) {
 	text, err := base64.RawURLEncoding.DecodeString(*marker)
 	after, found := strings.CutPrefix(string(text), markerVersion)
 	if err != nil || !found || after == "" || !utf8.ValidString(after) || strings.ContainsRune(after, 0) {
-		return "", &types.InvalidMarkerException{Message: aws.String("The marker is not one that an earlier page returned.")}
+		return "", invalidMarker()
 	}
 	return after, nil
+}
+
+func invalidMarker() error {
+	return &types.InvalidMarkerException{Message: aws.String("The marker is not one that an earlier page returned.")}
 }
 
 // pageSize is the Limit of a list operation. The service model's bound is the
