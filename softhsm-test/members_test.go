@@ -198,8 +198,14 @@ func wantEvents(t *testing.T, d *deployment, want map[string]int) {
 func TestThreeMembers(t *testing.T) {
 	d := newDeployment(t, "failpoint")
 	confs := map[string]string{"first": d.conf, "second": d.another(t, "second"), "third": d.another(t, "third")}
-	d.members(t, confs)
-	d.mustDomain(t, append([]string{"enrol"}, d.compared(t, "2", "first", "second", "third")...)...)
+	d.members(t, map[string]string{"first": confs["first"], "second": confs["second"]})
+	d.mustDomain(t, append([]string{"enrol"}, d.compared(t, "2", "first", "second")...)...)
+	// The officer makes no keys for a generation that nobody can make.
+	d.extra = append(d.extra, "TRENT_SO_PIN="+officerPIN)
+	d.refusedDomain(t, "trent domain enrol", "rotate", "--no-wait", "--profile", "trusted")
+	if all := d.generations(t); len(all) != 2 {
+		t.Errorf("keys of a refused rotation are on the token: %+v", all)
+	}
 	s := d.serve(t)
 	c := d.client(t)
 	key := createKey(t, c)
