@@ -223,6 +223,12 @@ func TestThreeMembers(t *testing.T) {
 
 	list := d.memberList(t)
 	d.refusedDomain(t, "alone holds generation 1", "remove-member", "--serial", list["first"].Serial)
+	// The second one must stay while the first, which has generation 2 too, is
+	// away: it may be lost.
+	d.until(t, "sealing rows anew", func(all map[int64]generationStatus) bool { return all[1].SealedRows+all[2].SealedRows == 0 })
+	d.members(t, map[string]string{"second": confs["second"], "third": confs["third"]})
+	d.refusedDomain(t, "alone holds generation 2", "remove-member", "--serial", list["second"].Serial)
+	d.members(t, confs)
 	d.refusedDomain(t, "no member has serial number", "remove-member", "--serial", "ffff")
 	for _, point := range []string{"enrol.removed", "enrol.destroyed"} {
 		d.killedDomain(t, point, "remove-member", "--serial", list["third"].Serial)
