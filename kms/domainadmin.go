@@ -246,7 +246,8 @@ func (a *DomainAdmin) holdsActive(ctx context.Context, g *generations) error {
 }
 
 // ConfirmBackup records that somebody has seen to a backup of the HSM that
-// holds the generation.
+// holds the generation. It demands that this token holds one that is, or may
+// become, the active one: nobody has a backup of what was not made yet.
 func (a *DomainAdmin) ConfirmBackup(ctx context.Context, number int64) error {
 	g, err := a.load(ctx)
 	if err != nil {
@@ -262,6 +263,11 @@ func (a *DomainAdmin) ConfirmBackup(ctx context.Context, number int64) error {
 	}
 	if err := a.holdsActive(ctx, g); err != nil {
 		return err
+	}
+	if which.State == store.GenerationCreated || which.State == store.GenerationActive {
+		if err := a.holdsWhole(ctx, which); err != nil {
+			return err
+		}
 	}
 	now := a.now()
 	which.BackupConfirmed, which.BackupBy = &now, a.Operator

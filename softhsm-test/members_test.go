@@ -118,6 +118,7 @@ func TestEnrolMember(t *testing.T) {
 	enrol := append([]string{"enrol"}, confirmed...)
 	d.killedDomain(t, "enrol.recorded", enrol...)
 	d.refusedDomain(t, "trent domain enrol", "rotate", "--no-wait")
+	d.refusedDomain(t, "does not hold generation 2", "confirm-backup", "--generation", "2") // there is nothing to back up yet
 	d.failedWorker(t, "enrol.took.domain-key-generic", enrol...)
 	for _, point := range []string{"enrol.made", "enrol.taken", "enrol.proved", "enrol.enrolled", "enrol.dropped", "generation.activated"} {
 		d.killedDomain(t, point, enrol...) // goes on where the one before was killed

@@ -279,6 +279,9 @@ func (s ceremony) backup(ctx context.Context) error {
 			if g.BackupConfirmed != nil || g.OnToken == "" || g.State != store.GenerationCreated && g.State != store.GenerationActive {
 				continue
 			}
+			if !strings.HasPrefix(g.OnToken, "whole") {
+				return fmt.Errorf("generation %d is not whole on this token (%s), so a backup of it is worth nothing: finish it with `trent domain rotate`, or restore the token", g.Number, g.OnToken)
+			}
 			if err := s.agree(fmt.Sprintf("The backup holds generation %d of the domain keys, made at %s.", g.Number, g.Created.UTC().Format(time.DateTime))); err != nil {
 				return err
 			}
