@@ -119,6 +119,10 @@ func TestEnrolMember(t *testing.T) {
 	d.killedDomain(t, "enrol.recorded", enrol...)
 	d.refusedDomain(t, "trent domain enrol", "rotate", "--no-wait")
 	d.refusedDomain(t, "does not hold generation 2", "confirm-backup", "--generation", "2") // there is nothing to back up yet
+	ofFirst := "UPDATE audit_batches SET mac_generation = $1 WHERE (host, first_seq) = (SELECT host, first_seq FROM audit_batches ORDER BY 1, 2 LIMIT 1)"
+	must(d.pool.Exec(t.Context(), ofFirst, 2))(t)
+	d.refusedDomain(t, "the database was set back", enrol...)
+	must(d.pool.Exec(t.Context(), ofFirst, 1))(t)
 	d.failedWorker(t, "enrol.took.domain-key-generic", enrol...)
 	for _, point := range []string{"enrol.made", "enrol.taken", "enrol.proved", "enrol.enrolled", "enrol.dropped", "generation.activated"} {
 		d.killedDomain(t, point, enrol...) // goes on where the one before was killed
