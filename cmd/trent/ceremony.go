@@ -208,6 +208,9 @@ func (s ceremony) setup(ctx context.Context, d deploymentSettings, admin, creden
 	if err := s.present(); err != nil {
 		return err
 	}
+	if err := setEnvironment(s.cfg.environment); err != nil {
+		return err
+	}
 	if err := s.token(ctx); err != nil {
 		return err
 	}
