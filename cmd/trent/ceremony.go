@@ -26,7 +26,7 @@ type ceremonyCmd struct {
 	Enrol     ceremonyEnrolCmd     `cmd:"" help:"Add a member: make a generation of the domain keys that all configured tokens hold."`
 	Backup    ceremonyBackupCmd    `cmd:"" help:"Back up the HSM and confirm it for the generations that need it."`
 	Recovery  ceremonyRecoveryCmd  `cmd:"" help:"Check that a restored token and a restored database belong together and open what they hold."`
-	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse all of them on a throw-away token and database."`
+	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse set-up, backup and recovery on a throw-away token and database."`
 }
 
 type transcriptFlag struct {
