@@ -45,7 +45,10 @@ type seat struct {
 	flying atomic.Int64           // calls on their way
 	failed chan *target           // has what a call has just put aside
 
-	proven bool // the PIN was taken once; the tender's
+	// The tender's: whether the PIN was taken once, and why it is not to be tried
+	// again although the member serves.
+	proven  bool
+	refused error
 
 	mu      sync.Mutex // guards these
 	err     error      // why it is aside

@@ -87,6 +87,7 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 		}
 		began := time.Now()
 		t, err = s.watch(ctx, t)
+		err = errors.Join(err, s.refused)
 		s.target.CompareAndSwap(t, nil)
 		if ctx.Err() == nil {
 			s.shut(err)
@@ -157,7 +158,9 @@ func (s *seat) watch(ctx context.Context, t *target) (*target, error) {
 				s.aside(t, err)
 			}
 		case <-t.retires():
-			t = s.succeed(ctx, t)
+			if s.refused == nil {
+				t = s.succeed(ctx, t)
+			}
 		}
 	}
 }
@@ -216,13 +219,19 @@ func (s *seat) recover(ctx context.Context, t *target) error {
 }
 
 // succeed replaces a worker by one that is open already, so that no call waits.
-// If that fails the old one goes on, and asks again.
+// If that fails the old one goes on, and asks again, unless the PIN was refused,
+// which may have been changed since the old one logged in.
 func (s *seat) succeed(ctx context.Context, old *target) *target {
 	t, err := s.open(ctx)
 	if err == nil {
 		if err = s.ask(ctx, t); err != nil {
 			t.end()
 		}
+	}
+	if final(err) {
+		s.refused = err
+		s.log.Error("the successor to a worker whose time has come cannot log in, and none is tried again; the old one goes on: restart with the right PIN before it ends", "error", err)
+		return old
 	}
 	if err != nil {
 		s.log.Warn("opening a successor to a worker whose time has come; the old one goes on", "error", err)

@@ -46,3 +46,23 @@ func TestWorkerStopsAtRefusedPIN(t *testing.T) {
 		})
 	}
 }
+
+// TestSuccessorsPINIsTriedOnce: a PIN that was changed while the login lasts
+// shows when a worker is to be replaced. The old one goes on, and the PIN is not
+// tried again, not even when that ends.
+func TestSuccessorsPINIsTriedOnce(t *testing.T) {
+	shim, d := newFaultyWorker(t, 1, func(cfg *DomainConfig) { cfg.RetireUnwraps = 1 })
+	eventually(t, "a successor", func() bool { return counted(d.front.stats.retired, "m0") > 0 })
+	shim.Set("C_Login", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_PIN_INCORRECT})
+	shim.Take("C_Login")
+	time.Sleep(3 * memoryInterval)
+	if _, _, err := d.Sum(t.Context(), []byte("row")); err != nil {
+		t.Errorf("by the old worker: %v", err)
+	}
+	if pid := workerOf(d, 0); pid == 0 {
+		t.Error("the member does not serve")
+	}
+	if tries := shim.Take("C_Login"); tries != 1 {
+		t.Errorf("the PIN was tried %d times for a successor", tries)
+	}
+}
