@@ -270,6 +270,7 @@ func (w *remote) lose(why error) {
 		w.hangs.Inc()
 	}
 	w.process.kill()
+	close(w.lost) // before anyone is told, who may ask whether it is
 	for _, f := range calls {
 		if f == nil {
 			continue
@@ -281,7 +282,6 @@ func (w *remote) lose(why error) {
 			f.recycle()
 		}
 	}
-	close(w.lost)
 }
 
 func (w *remote) gone() bool {

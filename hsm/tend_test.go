@@ -2,6 +2,9 @@ package hsm
 
 import (
 	"errors"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,5 +67,47 @@ func TestSuccessorsPINIsTriedOnce(t *testing.T) {
 	}
 	if tries := shim.Take("C_Login"); tries != 1 {
 		t.Errorf("the PIN was tried %d times for a successor", tries)
+	}
+}
+
+// TestCrashAtFirstLogin: whoever was about to try the PIN has said so before,
+// however soon it ends.
+func TestCrashAtFirstLogin(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	m := &cfg.Members[0]
+	shim := faultshim.ForOthers(t, m.Module)
+	m.Module = shim.Module
+	m.Environment = append(append(m.Environment, shim.Env...), "GOMAXPROCS=1")
+	shim.Set("C_Login", faultshim.Fault{Action: faultshim.Crash})
+	for range 15 {
+		if _, err := OpenDomain(t.Context(), cfg); !errors.Is(err, errOnce) {
+			t.Fatalf("the worker ended while it logged in, and would be opened again: %v", err)
+		}
+	}
+}
+
+// TestLostIsKnownWhenToldOf: a call that ends with its worker finds it gone, by
+// which is decided whether the PIN may be tried again.
+func TestLostIsKnownWhenToldOf(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	cfg.Limits.Call = time.Minute
+	d := openDomain(t, cfg)
+	w := d.front.seats[0].target.Load().remote
+	signalWorker(t, d, 0, syscall.SIGSTOP)
+	const calls = 2000
+	var early atomic.Int64
+	var group sync.WaitGroup
+	for range calls {
+		group.Go(func() {
+			if err := w.do(background, &call{op: callSum}, new(reply)); err == nil || !w.gone() {
+				early.Add(1)
+			}
+		})
+	}
+	eventually(t, "all calls", func() bool { return w.inFlight() >= calls })
+	w.lose(errLost)
+	group.Wait()
+	if n := early.Load(); n > 0 {
+		t.Errorf("%d of %d calls were told of the worker's end before it was known", n, calls)
 	}
 }

@@ -248,7 +248,7 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 	}
 	level.Set(s.Level)
 	s.Token.PIN, s.Token.Logger, s.Token.Metrics = NewPIN(c.extra), w.log, w.metrics
-	s.Token.loggingIn = func() { _ = w.out.reply(0, statusNotice, &reply{number: noticeLogin}) }
+	s.Token.loggingIn = func() { w.out.replyNow(0, statusNotice, &reply{number: noticeLogin}) }
 	defer s.Token.PIN.wipe(&err)
 	w.settings = s
 	token, err := Open(background, s.Token)
