@@ -43,7 +43,7 @@ type seat struct {
 
 	target atomic.Pointer[target] // nil = put aside
 	flying atomic.Int64           // calls on their way
-	failed chan *target           // has what a call has just put aside
+	failed chan struct{}          // holds a token when a call has put it aside
 
 	// The tender's: whether the PIN was taken once, and why it is not to be tried
 	// again although the member serves.
@@ -212,8 +212,8 @@ func (s *seat) aside(t *target, err error) {
 	s.d.dim()
 	s.log.Warn("a member of the HSM domain is put aside", "error", err)
 	select {
-	case s.failed <- t:
-	default:
+	case s.failed <- struct{}{}:
+	default: // the tender is still to see the last one, and will see this
 	}
 }
 

@@ -146,9 +146,9 @@ func (s *seat) watch(ctx context.Context, t *target) (*target, error) {
 			return t, errClosed
 		case <-t.lost():
 			return t, t.remote.err
-		case failed := <-s.failed:
-			if failed != t {
-				continue // a predecessor
+		case <-s.failed:
+			if s.target.Load() != nil {
+				continue // it was a predecessor
 			}
 			if err := s.recover(ctx, t); err != nil {
 				return t, err

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -110,4 +111,32 @@ func TestLostIsKnownWhenToldOf(t *testing.T) {
 	if n := early.Load(); n > 0 {
 		t.Errorf("%d of %d calls were told of the worker's end before it was known", n, calls)
 	}
+}
+
+// TestAsideTwice: a member that is put aside before the news of its predecessor
+// is read comes back as well.
+func TestAsideTwice(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	cfg.Metrics = nil
+	d := &spread{cfg: cfg.withDefaults(), log: testLog(t), changed: make(chan struct{})}
+	if err := d.place(); err != nil {
+		t.Fatal(err)
+	}
+	d.stats = newFrontMetrics(d)
+	d.proofs.Store(&Proofs{})
+	s := d.seats[0]
+	predecessor := must(s.open(t.Context()))(t)
+	defer predecessor.end()
+	next := must(s.open(t.Context()))(t)
+	defer next.end()
+	s.serve(predecessor)
+	s.aside(predecessor, ErrUnavailable)
+	s.serve(next)
+	s.aside(next, ErrUnavailable)
+	ctx, stop := context.WithCancel(t.Context())
+	var tender sync.WaitGroup
+	tender.Go(func() { _, _ = s.watch(ctx, next) })
+	defer tender.Wait()
+	defer stop()
+	eventually(t, "the member's return", func() bool { return s.target.Load() == next })
 }
