@@ -175,7 +175,9 @@ func (d *spread) place() error {
 }
 
 func (d *spread) close() {
+	d.closed.Store(true)
 	d.stop()
 	d.tenders.Wait()
+	d.reckon() // nobody is to wait for a member any more
 	d.stats.unregister()
 }

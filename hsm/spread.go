@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,13 +23,14 @@ type spread struct {
 
 	stop    context.CancelFunc
 	tenders sync.WaitGroup
+	closed  atomic.Bool
 
 	active atomic.Uint32 // generation that setActive named last; 0 = none
 	proofs atomic.Pointer[Proofs]
 	absent absences
 
 	mu      sync.Mutex    // guards these
-	changed chan struct{} // closed and replaced when a member comes or stops for good
+	changed chan struct{} // closed and replaced when a member comes or goes
 	dark    time.Time     // since when no member serves; zero = one does
 }
 
@@ -209,7 +211,7 @@ func (s *seat) aside(t *target, err error) {
 	s.mu.Lock()
 	s.err, s.gone = err, time.Now()
 	s.mu.Unlock()
-	s.d.dim()
+	s.d.reckon()
 	s.log.Warn("a member of the HSM domain is put aside", "error", err)
 	select {
 	case s.failed <- struct{}{}:
@@ -217,26 +219,16 @@ func (s *seat) aside(t *target, err error) {
 	}
 }
 
-// dim notes when the last member went.
-func (d *spread) dim() {
+// reckon notes since when no member serves, after one came or went, and wakes
+// those who wait for one.
+func (d *spread) reckon() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, s := range d.seats {
-		if s.target.Load() != nil {
-			return
-		}
-	}
-	if d.dark.IsZero() {
-		d.dark = time.Now()
-	}
-}
-
-// brighten wakes those who wait for a member.
-func (d *spread) brighten(serves bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if serves {
+	switch {
+	case slices.ContainsFunc(d.seats, func(s *seat) bool { return s.target.Load() != nil }):
 		d.dark = time.Time{}
+	case d.dark.IsZero():
+		d.dark = time.Now()
 	}
 	close(d.changed)
 	d.changed = make(chan struct{})
@@ -256,19 +248,27 @@ func (d *spread) wait(ctx context.Context, c *call, tried uint64, last error) (*
 		if !dark.IsZero() {
 			left -= time.Since(dark)
 		}
-		if left <= 0 || d.stopped() {
+		if left <= 0 || d.closed.Load() || d.stopped() {
 			return nil, nil, d.unavailable(last)
 		}
-		timer := time.NewTimer(left)
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, nil, errors.Join(ctx.Err(), d.unavailable(last))
+		if err := await(ctx, changed, left); err != nil {
+			return nil, nil, errors.Join(err, d.unavailable(last))
 		}
-		timer.Stop()
 	}
+}
+
+// await returns when changed is closed, or at the latest after a time. The error
+// is ctx's.
+func await(ctx context.Context, changed <-chan struct{}, atMost time.Duration) error {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (d *spread) stopped() bool {

@@ -112,8 +112,7 @@ func (s *seat) shut(err error) {
 	}
 	stopped := s.stopped
 	s.mu.Unlock()
-	s.d.dim()
-	s.d.brighten(false)
+	s.d.reckon()
 	switch {
 	case stopped:
 		s.log.Error("a member of the HSM domain is out of service until a restart", "error", err)
@@ -128,7 +127,7 @@ func (s *seat) serve(t *target) {
 	s.info, s.err, s.gone = t.info, nil, time.Time{}
 	s.mu.Unlock()
 	s.target.Store(t)
-	s.d.brighten(true)
+	s.d.reckon()
 	s.log.Info("a member of the HSM domain serves", "token", t.info.Label, "serial", t.info.Serial)
 }
 

@@ -140,3 +140,16 @@ func TestAsideTwice(t *testing.T) {
 	defer stop()
 	eventually(t, "the member's return", func() bool { return s.target.Load() == next })
 }
+
+// TestClosedDomain: nobody waits for the members of a domain that was closed.
+func TestClosedDomain(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	d := openDomain(t, cfg)
+	d.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+	defer cancel()
+	began := time.Now()
+	if _, _, err := d.Sum(ctx, []byte("row")); !errors.Is(err, ErrUnavailable) || time.Since(began) > time.Second {
+		t.Errorf("%v after %s", err, time.Since(began))
+	}
+}
