@@ -86,20 +86,34 @@ func (s *seat) forget(t *target, ekt EKT) {
 	_ = t.do(background, &call{op: callForget, ekt: ekt}, new(reply)) // a member that is gone has forgotten
 }
 
-// all asks every member that serves, and answers the first error.
+// all asks every member that serves, and answers the first error. One that
+// turns out not to serve does not count, unless there is no other.
 func (d *spread) all(ctx context.Context, c *call) error {
-	var none uint64
-	if _, _, err := d.wait(ctx, c, none, nil); err != nil {
-		return err
-	}
-	for _, s := range d.seats {
-		if t := s.target.Load(); t != nil {
-			if err := s.call(ctx, t, c, new(reply)); err != nil {
+	var gone error
+	for range attempts {
+		if _, _, err := d.wait(ctx, c, 0, gone); err != nil {
+			return err
+		}
+		asked := false
+		for _, s := range d.seats {
+			t := s.target.Load()
+			if t == nil {
+				continue
+			}
+			switch err := s.call(ctx, t, c, new(reply)); {
+			case err == nil:
+				asked = true
+			case errors.Is(err, ErrUnavailable) && ctx.Err() == nil:
+				gone = err
+			default:
 				return err
 			}
 		}
+		if asked {
+			return nil
+		}
 	}
-	return nil
+	return gone
 }
 
 // setActive tells every member which generation makes new keys, and those that

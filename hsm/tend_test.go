@@ -153,3 +153,18 @@ func TestClosedDomain(t *testing.T) {
 		t.Errorf("%v after %s", err, time.Since(began))
 	}
 }
+
+// TestAskingAllSurvivesADeath: a member that ends while all are asked counts as
+// one that does not serve; if it was the only one, it is asked again.
+func TestAskingAllSurvivesADeath(t *testing.T) {
+	for _, members := range []int{1, 2} {
+		shim, d := newFaultyWorker(t, members, nil)
+		shim.Set("C_GetMechanismInfo", faultshim.Fault{Action: faultshim.Crash, Times: 1})
+		if err := d.Supports("HMAC_512", UseMAC); err != nil {
+			t.Errorf("of %d members: %v", members, err)
+		}
+		if shim.Injected()["C_GetMechanismInfo"] != 1 {
+			t.Error("it did not crash")
+		}
+	}
+}
