@@ -80,7 +80,8 @@ func (c callOp) lane() laneKind {
 		return laneSealing
 	case callSign, callAgree, callDecryptRSA, callVerifySignature:
 		return laneAsymmetric
-	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport,
+	case callGenerateAES, callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callImportSecret,
+		callCheckValue, callRewrap, callSupports, callSupportsImport,
 		callEnrolmentKey, callMakeShared, callTakeShared, callDropEnrolmentKey:
 		return laneMaker
 	case callOpen:

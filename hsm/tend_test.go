@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -166,5 +167,47 @@ func TestAskingAllSurvivesADeath(t *testing.T) {
 		if shim.Injected()["C_GetMechanismInfo"] != 1 {
 			t.Error("it did not crash")
 		}
+	}
+}
+
+// TestMakersPatience: what waits behind the making of a key may wait as long.
+func TestMakersPatience(t *testing.T) {
+	shim, d := newFaultyWorker(t, 1, func(cfg *DomainConfig) {
+		cfg.Limits.Call = 200 * time.Millisecond
+		cfg.Members[0].AsymmetricSessions = 1
+	})
+	key := newDomainKey(t, d)
+	if err := d.Supports("ECC_NIST_P256", UseSign); err != nil {
+		t.Fatal(err)
+	}
+	pid := workerOf(d, 0)
+	shim.Set("C_GenerateKeyPair", faultshim.Fault{Action: faultshim.Delay, Delay: 2 * time.Second, Times: 1})
+	var group sync.WaitGroup
+	group.Go(func() {
+		if _, err := d.Generate(t.Context(), "ECC_NIST_P256", UseSign); err != nil {
+			t.Errorf("making a pair: %v", err)
+		}
+	})
+	eventually(t, "the making of the pair", func() bool { return shim.Injected()["C_GenerateKeyPair"] == 1 || shim.Take("C_GenerateKeyPair") > 0 })
+	for name, call := range map[string]func() error{
+		"check value": func() error { _, err := d.CheckValue(t.Context(), key); return err },
+		"making AES":  func() error { _, _, err := d.GenerateAES(t.Context()); return err },
+		"a secret":    func() error { _, err := d.ImportSecret(t.Context(), make([]byte, minSecret)); return err },
+		"moving": func() error {
+			if _, err := d.Rewrap(t.Context(), key, 2); !errors.Is(err, ErrNoGeneration) {
+				return fmt.Errorf("to a generation that is not there: %w", err)
+			}
+			return nil
+		},
+	} {
+		group.Go(func() {
+			if err := call(); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+	group.Wait()
+	if workerOf(d, 0) != pid {
+		t.Error("it cost the worker")
 	}
 }
