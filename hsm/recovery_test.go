@@ -234,3 +234,19 @@ func TestAnotherTokenInItsPlace(t *testing.T) {
 		t.Errorf("a token of another serial number: %v", err)
 	}
 }
+
+// TestHashThatIsMissing: that a device has not OAEP's hash is no fault of what
+// is imported, whichever of its codes says so.
+func TestHashThatIsMissing(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	for _, code := range lacksHash {
+		err := d.onMaker(t.Context(), func(s *session, keys *domainKeys) error {
+			shim.Set("C_UnwrapKey", faultshim.Fault{Action: faultshim.Fail, Code: code, Times: 1})
+			_, err := s.unwrapStrange(keys, byOAEP("RSAES_OAEP_SHA_256"), keys.wrap[classAES], make([]byte, 256), useTemplate(pkcs11.CKK_AES))
+			return err
+		})
+		if !isCode(err, code) || errors.Is(err, ErrMaterial) {
+			t.Errorf("%s: %v", codeName(code), err)
+		}
+	}
+}
