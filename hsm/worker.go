@@ -169,7 +169,10 @@ func (w *worker) work(j *job, level *slog.LevelVar) {
 	clear(j.reply.out)
 	frame := j.frame
 	if errors.Is(err, errTooLong) {
-		frame = nil // what was begun may go on, and read it
+		// What was begun may go on, and read the rest: its inputs are copied.
+		clear(j.call.in)
+		clear(j.call.extra)
+		frame = nil
 	}
 	clear(frame)
 	if cap(frame) > keepBuffer {
