@@ -133,11 +133,7 @@ func TestTokensOfOneModule(t *testing.T) {
 	shim, one := newFaultyDomain(t, nil)
 	cfg := testConfig(t)
 	cfg.Module = shim.Module
-	second := openToken(t, cfg)
-	if err := second.CreateDomain(t.Context(), testDomain); err != nil {
-		t.Fatal(err)
-	}
-	two := must(second.OpenDomain(t.Context(), testDomain))(t)
+	two := createDomain(t, openToken(t, cfg))
 	ekts := map[*Member]EKT{one: newAES(t, one), two: newAES(t, two)}
 	for d, ekt := range ekts {
 		before := map[*Member]uint64{one: one.t.Health().Epoch, two: two.t.Health().Epoch}
@@ -158,7 +154,7 @@ func TestTokensOfOneModule(t *testing.T) {
 			}
 		}
 	}
-	if err := second.Close(); err != nil {
+	if err := two.t.Close(); err != nil {
 		t.Error(err)
 	}
 	if _, err := sealBlob(t.Context(), one, ekts[one], []byte("x")); err != nil {
