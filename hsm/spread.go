@@ -91,7 +91,7 @@ func (s *seat) forget(t *target, ekt EKT) {
 func (d *spread) all(ctx context.Context, c *call) error {
 	var gone error
 	for range attempts {
-		if _, _, err := d.wait(ctx, c, 0, gone); err != nil {
+		if _, _, err := d.wait(ctx, c, gone); err != nil {
 			return err
 		}
 		asked := false
@@ -120,7 +120,7 @@ func (d *spread) all(ctx context.Context, c *call) error {
 // come or come back later. One that does not hold it is put aside until it
 // does: it would go on with another.
 func (d *spread) setActive(ctx context.Context, c *call) error {
-	if _, _, err := d.wait(ctx, c, 0, nil); err != nil {
+	if _, _, err := d.wait(ctx, c, nil); err != nil {
 		return err
 	}
 	before := d.active.Swap(c.number)
@@ -164,7 +164,7 @@ func (d *spread) one(ctx context.Context, c *call, r *reply) error {
 			if absent != nil {
 				s, t, err = d.awaitHolder(ctx, c, lack, absent)
 			} else {
-				s, t, err = d.wait(ctx, c, 0, last)
+				s, t, err = d.wait(ctx, c, last)
 			}
 			if err != nil {
 				return err
@@ -250,12 +250,12 @@ func (d *spread) reckon() {
 
 // wait returns a member as soon as one serves. It gives up when none has done
 // so for Patience, or ever will.
-func (d *spread) wait(ctx context.Context, c *call, tried uint64, last error) (*seat, *target, error) {
+func (d *spread) wait(ctx context.Context, c *call, last error) (*seat, *target, error) {
 	for {
 		d.mu.Lock()
 		changed, dark := d.changed, d.dark
 		d.mu.Unlock()
-		if s, t := d.pick(c, tried); s != nil {
+		if s, t := d.pick(c, 0); s != nil {
 			return s, t, nil
 		}
 		left := d.cfg.Patience
