@@ -62,6 +62,9 @@ type Config struct {
 
 	// loggingIn is called before the PIN is tried for the first time.
 	loggingIn func()
+
+	// post serves the lane of symmetric operations.
+	post post
 }
 
 // Info describes the token and its library.
