@@ -81,7 +81,8 @@ func (c callOp) lane() laneKind {
 		return laneSealing
 	case callSign, callAgree, callDecryptRSA, callVerifySignature:
 		return laneAsymmetric
-	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport,
+	case callGenerateAES, callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callImportSecret,
+		callCheckValue, callRewrap, callSupports, callSupportsImport,
 		callEnrolmentKey, callMakeShared, callTakeShared, callDropEnrolmentKey:
 		return laneMaker
 	case callOpen:
@@ -278,6 +279,7 @@ func (w *remote) lose(why error) {
 		w.hangs.Inc()
 	}
 	w.process.kill()
+	close(w.lost) // before anyone is told, who may ask whether it is
 	for _, f := range calls {
 		if f == nil {
 			continue
@@ -289,7 +291,6 @@ func (w *remote) lose(why error) {
 			f.recycle()
 		}
 	}
-	close(w.lost)
 }
 
 func (w *remote) gone() bool {

@@ -185,7 +185,7 @@ const keepServing = 128
 
 func (w *worker) serveJobs(j *job) {
 	for {
-		j.answer(w.do(&j.call, &j.reply), w.out.reply)
+		w.work(j)
 		if w.serving.Add(1) > keepServing {
 			w.serving.Add(-1)
 			return
@@ -194,6 +194,8 @@ func (w *worker) serveJobs(j *job) {
 		w.serving.Add(-1)
 	}
 }
+
+func (w *worker) work(j *job) { j.answer(w.do(&j.call, &j.reply), w.out.reply) }
 
 // answer sends the reply, or err, and ends j.
 func (j *job) answer(err error, send func(id uint32, status byte, r *reply) error) {
@@ -207,7 +209,10 @@ func (j *job) answer(err error, send func(id uint32, status byte, r *reply) erro
 	clear(j.reply.out)
 	frame := j.frame
 	if errors.Is(err, errTooLong) {
-		frame = nil // what was begun may go on, and read it
+		// What was begun may go on, and read the rest: its inputs are copied.
+		clear(j.call.in)
+		clear(j.call.extra)
+		frame = nil
 	}
 	clear(frame)
 	if cap(frame) > keepBuffer {
@@ -286,7 +291,7 @@ func (w *worker) open(c *call, r *reply) (err error) {
 	}
 	w.level.Set(s.Level)
 	s.Token.PIN, s.Token.Logger, s.Token.Metrics = NewPIN(c.extra), w.log, w.metrics
-	s.Token.loggingIn = func() { _ = w.out.reply(0, statusNotice, &reply{number: noticeLogin}) }
+	s.Token.loggingIn = func() { w.out.replyNow(0, statusNotice, &reply{number: noticeLogin}) }
 	s.Token.post = post{fetch: w.in.poll, send: w.out.flush}
 	defer s.Token.PIN.wipe(&err)
 	w.settings = s
