@@ -83,6 +83,29 @@ func (c *handleCache) acquire(ctx context.Context, ekt EKT) (*handle, error) {
 	}
 }
 
+// ready is acquire for those who cannot wait: nil unless the handle is there.
+func (c *handleCache) ready(ekt EKT) *handle {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(c.epoch())
+	h, ok := c.entries[string(ekt)]
+	if !ok {
+		return nil
+	}
+	select {
+	case <-h.ready:
+	default:
+		return nil
+	}
+	if h.err != nil {
+		return nil
+	}
+	h.users++
+	c.recent.MoveToFront(h.place)
+	c.stats.hits.Inc()
+	return h
+}
+
 // forget drops every entry of another epoch: their objects are gone already.
 // One that is still being loaded stays; should it turn out stale, whoever uses
 // it learns that from the worker and drops it.

@@ -62,6 +62,9 @@ type Config struct {
 
 	// loggingIn is called before a connection is made, in which the PIN is tried.
 	loggingIn func()
+
+	// post serves the lane of symmetric operations.
+	post post
 }
 
 // Info describes the token and its library.

@@ -26,11 +26,20 @@ type lane struct {
 	name    string // in metrics
 	batch   int    // see quick and slow
 
+	post post // of requests that have then; zero = none
+
 	sessions []*session   // one for each worker
 	busy     atomic.Int32 // sessions in use
 
 	mu     sync.RWMutex // guards closed against sends on queue
 	closed bool
+}
+
+// post carries requests and answers in batches. A lane's workers see to it by
+// themselves, since they are awake. Neither func may block.
+type post struct {
+	fetch func() // queues what has come
+	send  func() // sends what was answered
 }
 
 func newLane(name string, queue, batch int) *lane {
@@ -73,25 +82,40 @@ func (l *lane) work(s *session) {
 			if idle {
 				l.busy.Add(1)
 			}
-			if r.state.Load() == waiting {
-				s.run(r)
-			}
+			l.serve(s, r)
 			served = append(served, r)
 		}
 		if r == nil || len(served) == l.batch {
-			for _, r := range served {
-				r.answer()
-			}
-			if len(served) > 0 {
-				l.busy.Add(-1)
-			}
+			l.answerAll(served)
 			served = served[:0]
-			runtime.Gosched()
 		}
 		if !open {
 			return
 		}
 	}
+}
+
+func (l *lane) serve(s *session, r *request) {
+	switch {
+	case r.state.Load() != waiting:
+	case r.ctx != nil && r.ctx.Err() != nil:
+		r.err = r.ctx.Err()
+	default:
+		s.run(r)
+	}
+}
+
+func (l *lane) answerAll(served []*request) {
+	for _, r := range served {
+		l.answer(r)
+	}
+	if len(served) > 0 {
+		l.busy.Add(-1)
+		if l.post.send != nil {
+			l.post.send()
+		}
+	}
+	runtime.Gosched()
 }
 
 // next takes a request from the queue. A worker that owes answers does not
@@ -101,6 +125,9 @@ func (l *lane) next(wait bool) (r *request, open bool) {
 		r, open = <-l.queue
 		return r, open
 	}
+	if len(l.queue) == 0 && l.post.fetch != nil {
+		l.post.fetch()
+	}
 	select {
 	case r, open = <-l.queue:
 		return r, open
@@ -109,14 +136,19 @@ func (l *lane) next(wait bool) (r *request, open bool) {
 	}
 }
 
-// answer wakes the caller of r. One who has gone leaves r to be wiped here.
-func (r *request) answer() {
-	if r.state.CompareAndSwap(waiting, finished) {
+// answer wakes the caller of r, or calls what it left behind. One who has gone
+// leaves r to be wiped here.
+func (l *lane) answer(r *request) {
+	switch {
+	case r.then != nil:
+		then := r.then
+		then(l.result(r))
+	case r.state.CompareAndSwap(waiting, finished):
 		r.done <- struct{}{}
-		return
+	default:
+		r.wipeOutput()
+		r.end()
 	}
-	r.wipeOutput()
-	r.end()
 }
 
 // close lets the workers finish what is queued.
@@ -175,6 +207,11 @@ func (l *lane) do(ctx context.Context, r *request) ([]byte, error) {
 		}
 		<-r.done
 	}
+	return l.result(r)
+}
+
+// result is what r came to. It ends r; on error no output survives.
+func (l *lane) result(r *request) ([]byte, error) {
 	l.stats.took(r)
 	out, err := r.out, r.err
 	if err != nil {
@@ -239,6 +276,12 @@ type request struct {
 
 	state atomic.Uint32
 	done  chan struct{}
+
+	// then, if not nil, is called with the result, by the lane's worker, in
+	// place of waking a caller; it must not block. If ctx has ended when its
+	// turn comes, r is not run.
+	then func(out []byte, err error)
+	ctx  context.Context //nolint:containedctx // a call that no one waits for has nowhere else to keep it
 }
 
 var requests = sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}

@@ -38,14 +38,24 @@ func (d *Member) Decrypt(ctx context.Context, ekt EKT, iv, aad, ciphertext []byt
 		return nil, fmt.Errorf("%w: it is shorter than a tag", ErrInvalidCiphertext)
 	}
 	plaintext, err := d.use(ctx, ekt, classAES, func(epoch uint64) *request {
-		r := newRequest(opDecrypt, epoch)
-		r.input(iv, aad, ciphertext, nil, len(ciphertext))
-		return r
+		return openRequest(epoch, iv, aad, ciphertext)
 	})
 	if code, ok := codeOf(err); ok {
 		return nil, d.blame(ctx, code, err)
 	}
 	return plaintext, err
+}
+
+func openRequest(epoch uint64, iv, aad, ciphertext []byte) *request {
+	r := newRequest(opDecrypt, epoch)
+	r.input(iv, aad, ciphertext, nil, len(ciphertext))
+	return r
+}
+
+func hmacRequest(epoch uint64, message []byte) *request {
+	r := newRequest(opHMAC, epoch)
+	r.input(nil, nil, message, nil, macSize)
+	return r
 }
 
 // blame decides whether a refused decryption is the ciphertext's fault.
@@ -83,9 +93,7 @@ func checkIV(iv []byte) error {
 // ekt.
 func (d *Member) HMAC(ctx context.Context, ekt EKT, message []byte) ([]byte, error) {
 	return d.use(ctx, ekt, classGeneric, func(epoch uint64) *request {
-		r := newRequest(opHMAC, epoch)
-		r.input(nil, nil, message, nil, macSize)
-		return r
+		return hmacRequest(epoch, message)
 	})
 }
 

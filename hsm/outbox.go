@@ -7,14 +7,19 @@ import (
 )
 
 // outbox coalesces frames: whoever has one appends it, and one goroutine
-// writes what has gathered, so that many frames cost one system call.
+// writes what has gathered, so that many frames cost one system call. Whoever
+// knows that no more will come soon may flush instead.
 type outbox struct {
 	conn *net.UnixConn
 	wake chan struct{} // holds one token when there is something to write
 
-	mu      sync.Mutex // guards these
-	pending []byte
-	err     error // of the first write that failed; ends the outbox
+	writing sync.Mutex // held while writing; guards spare
+	spare   []byte
+
+	mu       sync.Mutex // guards these
+	pending  []byte
+	attended bool  // someone flushes soon: no need to signal
+	err      error // of the first write that failed; ends the outbox
 }
 
 // keepOutbox is the largest buffer that is kept for later writes.
@@ -31,21 +36,29 @@ func (o *outbox) request(id uint32, c *call) error {
 	if err == nil {
 		o.pending = appendRequest(room(o.pending, c.size()), id, c)
 	}
+	attended := o.attended
 	o.mu.Unlock()
-	o.signal()
+	if !attended {
+		o.signal()
+	}
 	return err
 }
 
 // reply puts a reply among what is written next.
 func (o *outbox) reply(id uint32, status byte, r *reply) error {
-	o.mu.Lock()
-	err := o.err
-	if err == nil {
-		o.pending = appendReply(room(o.pending, r.size()), id, status, r)
-	}
-	o.mu.Unlock()
+	err := o.gather(id, status, r)
 	o.signal()
 	return err
+}
+
+// gather is reply for those who flush.
+func (o *outbox) gather(id uint32, status byte, r *reply) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		o.pending = appendReply(room(o.pending, r.size()), id, status, r)
+	}
+	return o.err
 }
 
 // replyNow writes a reply before it returns, past what gathers: the process may
@@ -72,9 +85,8 @@ func (o *outbox) signal() {
 	}
 }
 
-// run writes until a write fails or done is closed. Every buffer is wiped.
+// run writes until a write fails or done is closed.
 func (o *outbox) run(done <-chan struct{}) {
-	var spare []byte
 	for {
 		select {
 		case <-o.wake:
@@ -84,19 +96,47 @@ func (o *outbox) run(done <-chan struct{}) {
 		}
 		// Those who are about to add a frame go first.
 		runtime.Gosched()
-		o.mu.Lock()
-		batch := o.pending
-		o.pending = spare[:0]
-		o.mu.Unlock()
-		_, err := o.conn.Write(batch)
-		clear(batch)
-		if err != nil {
-			o.end(err)
+		o.flush()
+		if o.ended() {
 			return
 		}
-		if spare = batch; cap(spare) > keepOutbox {
-			spare = nil
-		}
+	}
+}
+
+// attend saves those who add a frame from now on the wake-up of run: the
+// caller is about to flush.
+func (o *outbox) attend() {
+	o.mu.Lock()
+	o.attended = true
+	o.mu.Unlock()
+}
+
+func (o *outbox) ended() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err != nil
+}
+
+// flush writes what has gathered. Every buffer is wiped.
+func (o *outbox) flush() {
+	o.writing.Lock()
+	defer o.writing.Unlock()
+	o.mu.Lock()
+	o.attended = false
+	batch := o.pending
+	if len(batch) == 0 {
+		o.mu.Unlock()
+		return
+	}
+	o.pending, o.spare = o.spare[:0], nil
+	o.mu.Unlock()
+	_, err := o.conn.Write(batch)
+	clear(batch)
+	if err != nil {
+		o.end(err)
+	}
+	if cap(batch) <= keepOutbox {
+		o.spare = batch
 	}
 }
 
@@ -108,67 +148,4 @@ func (o *outbox) end(err error) {
 	}
 	clear(o.pending)
 	o.pending = nil
-}
-
-// inbox reads frames.
-type inbox struct {
-	conn *net.UnixConn
-	buf  []byte
-	held []byte // what of buf was read and not taken yet
-}
-
-const inboxSize = 256 << 10
-
-// next waits for at least one whole frame and calls take with each that has
-// come. A frame is wiped when take returns.
-func (i *inbox) next(take func(frame []byte) error) error {
-	for taken := false; !taken; {
-		want, err := i.drain(take, &taken)
-		if err != nil {
-			return err
-		}
-		if taken {
-			break
-		}
-		i.makeRoom(want)
-		n, err := i.conn.Read(i.buf[len(i.held):])
-		i.held = i.buf[:len(i.held)+n]
-		if err != nil {
-			return err //nolint:wrapcheck // the caller knows what ended
-		}
-	}
-	return nil
-}
-
-// drain takes the whole frames and leaves the rest at the buffer's beginning.
-func (i *inbox) drain(take func([]byte) error, taken *bool) (want int, err error) {
-	rest := i.held
-	for {
-		var frame []byte
-		if frame, rest, want, err = nextFrame(rest); err != nil || frame == nil {
-			break
-		}
-		*taken = true
-		err = take(frame)
-		clear(frame)
-		if err != nil {
-			break
-		}
-	}
-	n := copy(i.buf, rest)
-	clear(i.buf[n:max(n, len(i.held))])
-	i.held = i.buf[:n]
-	if n == 0 && len(i.buf) > keepOutbox {
-		i.buf = nil
-	}
-	return want, err
-}
-
-func (i *inbox) makeRoom(want int) {
-	if i.buf == nil || len(i.buf) < want {
-		grown := make([]byte, max(inboxSize, want))
-		n := copy(grown, i.held)
-		clear(i.buf)
-		i.buf, i.held = grown, grown[:n]
-	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -179,16 +180,22 @@ func (w *remote) arrived(id uint32) *flight {
 
 // listen hands out answers until the worker is gone.
 func (w *remote) listen() {
-	in := inbox{conn: w.process.conn}
-	for {
-		if err := in.next(w.take); err != nil {
-			if errors.Is(err, errFrame) {
-				w.lose(fmt.Errorf("%w: its worker process sent nonsense", ErrUnavailable))
-			}
-			w.lose(errLost)
-			return
-		}
+	in, err := newInbox(w.process.conn, w.take)
+	if err == nil {
+		in.done = w.gatherAgain
+		err = in.run()
 	}
+	if errors.Is(err, errFrame) {
+		w.lose(fmt.Errorf("%w: its worker process sent nonsense", ErrUnavailable))
+	}
+	w.lose(errLost)
+}
+
+// gatherAgain writes what those ask who were answered just now: they go first,
+// and need not wake another goroutine for it.
+func (w *remote) gatherAgain() {
+	runtime.Gosched()
+	w.out.flush()
 }
 
 func (w *remote) take(frame []byte) error {
@@ -205,6 +212,7 @@ func (w *remote) take(frame []byte) error {
 	if f == nil {
 		return errFrame
 	}
+	w.out.attend()
 	f.land(&r, status)
 	return nil
 }

@@ -128,6 +128,7 @@ func (t *Token) makeLanes() {
 	t.keeperSession = t.sessions[0]
 	t.keeperSession.keeper = true
 	t.lane = t.makeLane("symmetric", quick, t.cfg.Sessions)
+	t.lane.post = t.cfg.post
 	t.sealing = t.makeLane("sealing", slow, 1)
 	t.asymmetric = t.makeLane("asymmetric", slow, t.cfg.AsymmetricSessions)
 	t.maker = t.makeLane("maker", slow, t.cfg.AsymmetricSessions)

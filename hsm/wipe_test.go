@@ -27,7 +27,7 @@ func TestLateCallLeavesNoSecret(t *testing.T) {
 		if j.id, err = parseRequest(frame, &j.call); err != nil {
 			t.Fatal(err)
 		}
-		w.work(j, new(slog.LevelVar))
+		w.work(j)
 		answer, _, _, err := nextFrame(w.out.pending)
 		if err != nil || answer == nil {
 			t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"runtime"
@@ -24,6 +23,8 @@ import (
 // which the vendor's library may hang or crash without harm to any other.
 type worker struct {
 	log     *slog.Logger
+	level   *slog.LevelVar
+	in      *inbox
 	out     *outbox
 	metrics *prometheus.Registry
 
@@ -77,18 +78,17 @@ func ServeWorker() error {
 	}
 	level := new(slog.LevelVar)
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	w := &worker{log: log, out: newOutbox(conn), metrics: prometheus.NewRegistry(), next: make(chan *job)}
-	return w.serve(conn, level)
+	w := &worker{log: log, level: level, out: newOutbox(conn), metrics: prometheus.NewRegistry(), next: make(chan *job)}
+	if w.in, err = newInbox(conn, w.take); err != nil {
+		return err
+	}
+	return w.serve()
 }
 
-func (w *worker) serve(conn *net.UnixConn, level *slog.LevelVar) error {
+func (w *worker) serve() error {
 	done, written := make(chan struct{}), make(chan struct{})
 	go func() { w.out.run(done); close(written) }()
-	in := inbox{conn: conn}
-	var err error
-	for err == nil {
-		err = in.next(func(frame []byte) error { return w.take(frame, level) })
-	}
+	err := w.in.run()
 	close(done)
 	<-written
 	w.close()
@@ -122,32 +122,70 @@ type job struct {
 	call  call
 	reply reply
 	frame []byte
+
+	w    *worker
+	then func(out []byte, err error) // is begun; made once
 }
 
-var jobs = sync.Pool{New: func() any { return new(job) }}
+var jobs sync.Pool // of *job
 
-func (w *worker) take(frame []byte, level *slog.LevelVar) error {
-	j := jobs.Get().(*job)
+func (w *worker) newJob() *job {
+	j, held := jobs.Get().(*job)
+	if !held {
+		j = new(job)
+		j.then = j.begun
+	}
+	j.w = w
+	return j
+}
+
+func (w *worker) take(frame []byte) error {
+	j := w.newJob()
 	j.frame = append(room(j.frame[:0], len(frame)), frame...)
 	var err error
 	if j.id, err = parseRequest(j.frame, &j.call); err != nil {
 		return err
 	}
+	if m := w.member.Load(); m == nil || !m.begin(w.bound(j.call.op), &j.call, j.then) {
+		w.handOver(j)
+	}
+	return nil
+}
+
+// begun is told of what Member.begin began. Whatever went wrong, the call
+// begins again on the way that knows what to do about it.
+func (j *job) begun(out []byte, err error) {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		err = errTooLong
+		clear(j.frame) // nothing was begun that reads it
+	case err != nil:
+		j.w.handOver(j)
+		return
+	case j.call.op == callEncrypt:
+		j.reply.public, j.reply.out = splitSealed(out, len(j.call.in))
+	default:
+		j.reply.out = out
+	}
+	j.answer(err, j.w.out.gather) // the lane sends
+}
+
+// handOver has a goroutine do j.
+func (w *worker) handOver(j *job) {
 	select {
 	case w.next <- j:
 	default:
-		go w.serveJobs(j, level)
+		go w.serveJobs(j)
 	}
-	return nil
 }
 
 // keepServing is how many goroutines stay for later jobs. A new one has to
 // grow its stack on the way to the device, which took a tenth of the time.
 const keepServing = 128
 
-func (w *worker) serveJobs(j *job, level *slog.LevelVar) {
+func (w *worker) serveJobs(j *job) {
 	for {
-		w.work(j, level)
+		w.work(j)
 		if w.serving.Add(1) > keepServing {
 			w.serving.Add(-1)
 			return
@@ -157,15 +195,17 @@ func (w *worker) serveJobs(j *job, level *slog.LevelVar) {
 	}
 }
 
-func (w *worker) work(j *job, level *slog.LevelVar) {
-	err := w.do(&j.call, &j.reply, level)
+func (w *worker) work(j *job) { j.answer(w.do(&j.call, &j.reply), w.out.reply) }
+
+// answer sends the reply, or err, and ends j.
+func (j *job) answer(err error, send func(id uint32, status byte, r *reply) error) {
 	status := byte(statusDone)
 	if err != nil {
 		clear(j.reply.out)
 		j.reply = reply{detail: encodeError(err)}
 		status = statusFailed
 	}
-	_ = w.out.reply(j.id, status, &j.reply) // if not, this process ends
+	_ = send(j.id, status, &j.reply) // if not, this process ends
 	clear(j.reply.out)
 	frame := j.frame
 	if errors.Is(err, errTooLong) {
@@ -178,16 +218,16 @@ func (w *worker) work(j *job, level *slog.LevelVar) {
 	if cap(frame) > keepBuffer {
 		frame = nil
 	}
-	*j = job{frame: frame}
+	*j = job{frame: frame, then: j.then}
 	jobs.Put(j)
 }
 
 var errTooLong = fmt.Errorf("%w: it waited too long for a session of the HSM", ErrBusy)
 
-func (w *worker) do(c *call, r *reply, level *slog.LevelVar) error {
+func (w *worker) do(c *call, r *reply) error {
 	switch c.op {
 	case callOpen:
-		return w.open(c, r, level)
+		return w.open(c, r)
 	case callMetrics:
 		return w.gather(r)
 	}
@@ -239,7 +279,7 @@ func ending(after time.Duration) context.Context {
 
 // open opens the token. It can be asked again when that has failed, unless the
 // PIN was refused.
-func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
+func (w *worker) open(c *call, r *reply) (err error) {
 	w.opening.Lock()
 	defer w.opening.Unlock()
 	if w.member.Load() != nil {
@@ -249,9 +289,10 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 	if err := json.Unmarshal(c.in, &s); err != nil {
 		return fmt.Errorf("reading settings: %w", err)
 	}
-	level.Set(s.Level)
+	w.level.Set(s.Level)
 	s.Token.PIN, s.Token.Logger, s.Token.Metrics = NewPIN(c.extra), w.log, w.metrics
 	s.Token.loggingIn = func() { w.out.replyNow(0, statusNotice, &reply{number: noticeLogin}) }
+	s.Token.post = post{fetch: w.in.poll, send: w.out.flush}
 	defer s.Token.PIN.wipe(&err)
 	w.settings = s
 	token, err := Open(background, s.Token)

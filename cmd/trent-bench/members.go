@@ -20,8 +20,9 @@ import (
 // hsmCmd measures what a process boundary costs and what further members
 // bring: the module alone, Trent's hsm layer in this process, and in workers.
 type hsmCmd struct {
-	Callers []int `default:"1,4,16,64" help:"Numbers of callers."`
-	Members []int `default:"1,2,3" help:"Numbers of members, each a token of its own."`
+	Callers []int    `default:"1,4,16,64" help:"Numbers of callers."`
+	Members []int    `default:"1,2,3" help:"Numbers of members, each a token of its own."`
+	Keys    []string `default:"cached,unwrapped" enum:"cached,unwrapped" help:"Keys that are held ready, or unwrapped for each call."`
 }
 
 // memberFigure is one way to reach the device under one load, in encryptions
@@ -34,6 +35,7 @@ type memberFigure struct {
 	Rate      float64 `json:"perSecond"`
 	ToProcess float64 `json:"ratioToInProcess"` // at the same key and callers
 	ToRaw     float64 `json:"ratioToRaw"`       // of the module with one session
+	CPU       float64 `json:"cpuUs"`            // of this process and its workers for each, which noise moves least
 }
 
 // Run measures and prints.
@@ -49,10 +51,10 @@ func (h hsmCmd) Run(ctx context.Context, c *cli) (err error) {
 	}
 	var figures []memberFigure
 	base := map[string]float64{}
-	for _, cached := range []bool{true, false} {
+	for _, key := range h.Keys {
 		for _, callers := range h.Callers {
 			for _, way := range b.ways(h.Members) {
-				f, err := b.measure(ctx, way, cached, callers, c.Duration)
+				f, err := b.measure(ctx, way, key, callers, c.Duration)
 				if err != nil {
 					return err
 				}
@@ -76,9 +78,10 @@ func printMembers(raw float64, figures []memberFigure, asJSON bool) error {
 	}
 	fmt.Printf("%d cores; AES-GCM, 32 B; the module alone, one session: %.0f ops/s\n\n", runtime.NumCPU(), raw)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintln(t, "isolation\tmembers\tkey\tcallers\tops/s\tto in-process\tto raw\t")
+	fmt.Fprintln(t, "isolation\tmembers\tkey\tcallers\tops/s\tto in-process\tto raw\tCPU µs/op\t")
 	for _, f := range figures {
-		fmt.Fprintf(t, "%s\t%d\t%s\t%d\t%.0f\t%.2f\t%.2f\t\n", f.Isolation, f.Members, f.Key, f.Callers, f.Rate, f.ToProcess, f.ToRaw)
+		fmt.Fprintf(t, "%s\t%d\t%s\t%d\t%.0f\t%.2f\t%.2f\t%.1f\t\n",
+			f.Isolation, f.Members, f.Key, f.Callers, f.Rate, f.ToProcess, f.ToRaw, f.CPU)
 	}
 	return t.Flush()
 }
@@ -163,12 +166,12 @@ func (b *memberBench) ways(members []int) []hsm.DomainConfig {
 // every call finds its key gone.
 const uncachedKeys = 256
 
-func (b *memberBench) measure(ctx context.Context, way hsm.DomainConfig, cached bool, callers int, d time.Duration) (memberFigure, error) {
-	f := memberFigure{Isolation: string(way.Isolation), Members: len(way.Members), Key: "cached", Callers: callers}
+func (b *memberBench) measure(ctx context.Context, way hsm.DomainConfig, key string, callers int, d time.Duration) (memberFigure, error) {
+	f := memberFigure{Isolation: string(way.Isolation), Members: len(way.Members), Key: key, Callers: callers}
 	keys := 16
 	way.Members = append([]hsm.MemberConfig(nil), way.Members...)
-	if !cached {
-		f.Key, keys = "unwrapped", uncachedKeys
+	if key == "unwrapped" {
+		keys = uncachedKeys
 		for i := range way.Members {
 			way.Members[i].HandleCache = uncachedKeys / (2 * len(way.Members))
 		}
@@ -184,20 +187,31 @@ func (b *memberBench) measure(ctx context.Context, way hsm.DomainConfig, cached 
 			return f, err
 		}
 	}
-	f.Rate, err = encryptions(ctx, domain, ekts, callers, d)
+	before, err := familyCPU(os.Getpid())
+	if err != nil {
+		return f, err
+	}
+	start := time.Now()
+	calls, err := encryptions(ctx, domain, ekts, callers, d)
+	took := time.Since(start)
+	if err != nil {
+		return f, err
+	}
+	after, err := familyCPU(os.Getpid())
+	f.Rate = float64(calls) / took.Seconds()
+	f.CPU = float64(after-before) / float64(time.Microsecond) / float64(calls)
 	return f, err
 }
 
-// encryptions per second, with the keys in turn.
-func encryptions(ctx context.Context, domain *hsm.Domain, keys []hsm.EKT, callers int, d time.Duration) (float64, error) {
+// encryptions makes calls for d, with the keys in turn, and counts them.
+func encryptions(ctx context.Context, domain *hsm.Domain, keys []hsm.EKT, callers int, d time.Duration) (int64, error) {
 	var (
 		group sync.WaitGroup
 		total atomic.Int64
 	)
 	aad, text := make([]byte, 64), make([]byte, 32)
 	faults := make([]error, callers)
-	start := time.Now()
-	end := start.Add(d)
+	end := time.Now().Add(d)
 	for i := range callers {
 		group.Go(func() {
 			n := 0
@@ -208,7 +222,7 @@ func encryptions(ctx context.Context, domain *hsm.Domain, keys []hsm.EKT, caller
 		})
 	}
 	group.Wait()
-	return float64(total.Load()) / time.Since(start).Seconds(), errors.Join(faults...)
+	return total.Load(), errors.Join(faults...)
 }
 
 // workerCmd is what a domain under measurement starts.
