@@ -13,7 +13,7 @@ import (
 // guards keys holds, and what does not hold is said.
 func TestExamineTries(t *testing.T) {
 	d := newDomain(t, nil)
-	r, err := Examine(t.Context(), d.t.cfg)
+	r, err := Examine(t.Context(), d.t.cfg, nil)
 	if err != nil || !r.Usable() {
 		t.Fatalf("got %v, %+v", err, r.Findings)
 	}

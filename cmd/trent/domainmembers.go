@@ -23,7 +23,7 @@ type memberFlag struct {
 }
 
 // choose leaves only the member of a name.
-func (s *domainSettings) choose(name string) error {
+func (s *hsmSettings) choose(name string) error {
 	if name == "" {
 		return nil
 	}
