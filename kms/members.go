@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/trent-kms/trent/failpoint"
@@ -165,8 +166,9 @@ func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
 }
 
 // Remove takes a member out of the domain and destroys what it holds. It
-// refuses while anything needs what no other member has.
-func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
+// refuses while anything needs what no other member has, unless the member is
+// lost, and that with it.
+func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) error {
 	g, err := m.lead(ctx, serial)
 	if err != nil {
 		return err
@@ -175,8 +177,16 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
 	if i < 0 {
 		return fmt.Errorf("no member has serial number %q: `trent domain members` lists them", serial)
 	}
+	if lost && slices.ContainsFunc(m.reachable(), func(each MemberAtHand) bool { return each.Info.Serial == serial }) {
+		return errors.New("this member can be reached, so it is not lost: leave --lost out, or take its [[hsm-member]] table out of the configuration if you will never use it again")
+	}
 	if g.members[i].State == store.MemberEnrolled {
-		if err := m.dispensable(ctx, g, serial); err != nil {
+		err := m.dispensable(ctx, g, serial)
+		switch {
+		case err == nil:
+		case lost && errors.Is(err, ErrNotYet):
+			m.Progress("lost with the member: " + strings.TrimPrefix(err.Error(), ErrNotYet.Error()+": "))
+		default:
 			return err
 		}
 		now := m.now()
@@ -186,7 +196,7 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
 				g.all[j].SetTokens(slices.DeleteFunc(held, func(s string) bool { return s == serial }))
 			}
 		}
-		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Operator: m.Operator}); err != nil {
+		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Lost: lost, Operator: m.Operator}); err != nil {
 			return err
 		}
 		failpoint.Hit("enrol.removed")
@@ -200,6 +210,7 @@ type memberEvent struct {
 	Label       string `json:"label"`
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Generation  int64  `json:"domainKeyGeneration,omitempty"`
+	Lost        bool   `json:"lost,omitempty"`
 	Operator    string `json:"operator"`
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/kms"
 )
 
 type doctorCmd struct {
@@ -50,6 +51,8 @@ type databaseDiagnosis struct {
 	Account    string `json:"account,omitempty"`
 	State      string `json:"state,omitempty"`
 	Problem    string `json:"problem,omitempty"`
+	// Dependences are what not all members can use.
+	Dependences []kms.Dependence `json:"dependences,omitempty"`
 }
 
 // Run examines and prints.
@@ -127,6 +130,9 @@ func (p *printer) database(d databaseDiagnosis) {
 	p.printf("\n")
 	if d.Deployment != "" {
 		p.printf("Database: deployment %s of account %s, %s\n", d.Deployment, d.Account, d.State)
+	}
+	for _, dependence := range d.Dependences {
+		p.printf("Database: warning: %s\n", dependence)
 	}
 	if d.Problem != "" {
 		p.printf("Database: error: %s\n", d.Problem)

@@ -99,6 +99,9 @@ func (d *doctorsDatabase) proved(ctx context.Context, domain *hsm.Member) error 
 	if !maps.Equal(kms.ProofsOf(all), d.known[d.deployment.ID]) {
 		return errors.New("the generations of the domain keys were changed meanwhile: run this again")
 	}
+	if d.Dependences, err = kms.Dependences(ctx, d.db, all); err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
 	for _, g := range all {
 		if g.State != store.GenerationActive {
 			continue
