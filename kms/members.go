@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/trent-kms/trent/failpoint"
@@ -181,13 +180,15 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) er
 		return errors.New("this member can be reached, so it is not lost: leave --lost out, or take its [[hsm-member]] table out of the configuration if you will never use it again")
 	}
 	if g.members[i].State == store.MemberEnrolled {
-		err := m.dispensable(ctx, g, serial)
-		switch {
-		case err == nil:
-		case lost && errors.Is(err, ErrNotYet):
-			m.Progress("lost with the member: " + strings.TrimPrefix(err.Error(), ErrNotYet.Error()+": "))
-		default:
+		needed, err := m.needed(ctx, g, serial)
+		if err != nil {
 			return err
+		}
+		if needed != "" && !lost {
+			return notYet("%s: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay, or, if it is gone for good, is removed with --lost", needed)
+		}
+		if needed != "" {
+			m.Progress("lost with the member: " + needed)
 		}
 		now := m.now()
 		g.members[i].State, g.members[i].Removed, g.members[i].RemovedBy = store.MemberRemoved, &now, m.Operator
@@ -214,39 +215,44 @@ type memberEvent struct {
 	Operator    string `json:"operator"`
 }
 
-// dispensable refuses if the member alone holds what is needed.
-func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial string) error {
+// needed says what the member alone holds and what needs it; "" if there is
+// nothing.
+func (m *DomainMembers) needed(ctx context.Context, g *generations, serial string) (string, error) {
 	uses, err := m.DB.GenerationUses(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, row := range g.all {
 		number := uint32(row.Number) // #nosec G115 -- ours
-		held := row.Tokens()
-		alone := slices.Contains(held, serial) && len(held) == 1
-		if row.State == store.GenerationRetired { // its row says nothing of the MAC key
-			if alone, err = m.alone(ctx, number, serial); err != nil {
-				return err
-			}
-		}
-		if !alone {
+		// The row of a retired one says nothing of the MAC key.
+		if row.State != store.GenerationRetired && !slices.Contains(row.Tokens(), serial) {
 			continue
 		}
 		logged, err := m.DB.LogSealedUnder(ctx, number)
 		if err != nil {
-			return err
+			return "", err
 		}
 		use := uses[number]
-		if row.State == store.GenerationActive || row.State == store.GenerationCreated || use.EKTs > 0 || use.MACs > 0 || logged {
-			return notYet("this member alone holds generation %d, which %d keys, %d rows%s need", row.Number, use.EKTs, use.MACs,
-				map[bool]string{true: " and the audit log", false: ""}[logged])
+		keys := row.State == store.GenerationActive || row.State == store.GenerationCreated || use.EKTs > 0
+		if !keys && use.MACs == 0 && !logged {
+			continue
+		}
+		alone, err := m.alone(ctx, number, serial, keys)
+		if err != nil {
+			return "", err
+		}
+		if alone {
+			return fmt.Sprintf("of the members at hand this one alone holds generation %d, which %d keys, %d rows%s need",
+				row.Number, use.EKTs, use.MACs, map[bool]string{true: " and the audit log", false: ""}[logged]), nil
 		}
 	}
-	return nil
+	return "", nil
 }
 
-// alone says whether no other member at hand verifies MACs of the generation.
-func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string) (bool, error) {
+// alone says whether no other member holds the generation, or its MAC key if
+// that is all that is needed. One that a row names but that is not at hand may
+// be lost, and what is destroyed here with it.
+func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string, keys bool) (bool, error) {
 	for _, each := range m.reachable() {
 		if each.Info.Serial == serial {
 			continue
@@ -255,7 +261,7 @@ func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string)
 		if err != nil {
 			return false, fmt.Errorf("looking at member %s: %w", each.Name, err)
 		}
-		if slices.ContainsFunc(held, func(h hsm.Generation) bool { return h.Number == number && h.MAC }) {
+		if slices.ContainsFunc(held, func(h hsm.Generation) bool { return h.Number == number && (h.Whole || h.MAC && !keys) }) {
 			return false, nil
 		}
 	}
