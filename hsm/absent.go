@@ -80,15 +80,9 @@ func (d *spread) awaitHolder(ctx context.Context, c *call, lack uint64, absent e
 		if left <= 0 {
 			return nil, nil, gone
 		}
-		timer := time.NewTimer(left)
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, nil, errors.Join(ctx.Err(), gone)
+		if err := await(ctx, changed, left); err != nil {
+			return nil, nil, errors.Join(err, gone)
 		}
-		timer.Stop()
 	}
 }
 

@@ -30,7 +30,7 @@ func (t *Token) CreateDomain(ctx context.Context, id DomainID) error {
 
 // CreateGeneration is CreateDomain for a further generation. It does not make
 // it the active one. Of the trusted profile the security officer must have made
-// the domain keys before: see Officer.
+// the domain keys before: see MakeTrustedKeys.
 func (d *Member) CreateGeneration(ctx context.Context, number uint32, profile Profile) error {
 	if number <= firstGeneration {
 		return fmt.Errorf("%w: generation %d is made by trent init", ErrArgument, number)

@@ -84,6 +84,9 @@ func (s *session) makeEnrolmentKey(id DomainID, number uint32) (pkcs11.ObjectHan
 			s.destroy(public) // it can be read from the private half
 			return key, nil
 		}
+		if code, ok := codeOf(err); !ok || !slices.Contains(refusals, code) {
+			break // it may have been made all the same: the next try looks first
+		}
 	}
 	return 0, deviceError("generating a key pair", err)
 }

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/trent-kms/trent/internal/faultshim"
 )
 
 // newMembers makes a domain on the first of n tokens. The others hold nothing.
@@ -309,5 +311,19 @@ func TestFingerprint(t *testing.T) {
 	}
 	if !slices.Equal(slices.Sorted(maps.Keys(provedSpecs)), keyClasses) {
 		t.Error("not every class is proved")
+	}
+}
+
+// TestEnrolmentKeyIsMadeOnce: a device that made the key and then failed has it.
+// A second one would make both useless.
+func TestEnrolmentKeyIsMadeOnce(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	shim.Set("C_GenerateKeyPair", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_DEVICE_ERROR, After: true, Times: 1})
+	first := must(d.EnrolmentKey(t.Context(), 2))(t)
+	if again := must(d.EnrolmentKey(t.Context(), 2))(t); !bytes.Equal(first, again) {
+		t.Error("there are two")
+	}
+	if err := d.DropEnrolmentKey(t.Context(), 2); err != nil {
+		t.Error(err)
 	}
 }

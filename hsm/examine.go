@@ -150,7 +150,7 @@ func (r *Report) lookAtSlots(m *module, cfg Config) error {
 	info := m.describe(chosen)
 	r.Token = &info
 	r.Vendor = vendorOf(info)
-	r.lookAtSessions(chosen)
+	r.lookAtSessions(chosen, cfg)
 	if chosen.token.Flags&pkcs11.CKF_USER_PIN_COUNT_LOW != 0 {
 		r.add(SeverityWarning, "a wrong PIN was tried on token %q lately; find out by whom", info.Label)
 	}
@@ -159,10 +159,10 @@ func (r *Report) lookAtSlots(m *module, cfg Config) error {
 }
 
 // lookAtSessions compares what the token says of its sessions with what Trent
-// opens: the keeper, two for symmetric calls, one for MACs of rows, and as many
-// as cores twice for key pairs.
-func (r *Report) lookAtSessions(s slot) {
-	most, needed := s.token.MaxRwSessionCount, uint(4+2*Config{}.withDefaults().AsymmetricSessions)
+// opens: as many as are configured for symmetric calls, for private keys and
+// for making keys, and one each for the login, the keeper and MACs of rows.
+func (r *Report) lookAtSessions(s slot, cfg Config) {
+	most, needed := s.token.MaxRwSessionCount, uint(3+cfg.Sessions+2*cfg.AsymmetricSessions)
 	if most != pkcs11.CK_EFFECTIVELY_INFINITE && most != pkcs11.CK_UNAVAILABLE_INFORMATION && most < needed {
 		r.add(SeverityWarning, "token %q allows %d sessions, Trent opens %d on each host: have the limit raised", s.token.Label, most, needed)
 	}

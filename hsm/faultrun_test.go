@@ -123,6 +123,19 @@ func (l *workload) one(ctx context.Context, name string) error {
 	return l.once(ctx, l.ops[i])
 }
 
+// settle waits until every kind of request of at least that weight succeeds. Then
+// it looks, with the load standing still, for keys that are lost, whose number
+// it returns, and has look do so for what lives.
+func (l *workload) settle(t testing.TB, weight int, look func()) (lost int) {
+	t.Helper()
+	l.healthy(t, weight)
+	l.paused.Lock()
+	defer l.paused.Unlock()
+	lost = l.lost(t)
+	look()
+	return lost
+}
+
 // healthy waits until every kind of request of at least that weight succeeds,
 // and returns how long that took.
 func (l *workload) healthy(t testing.TB, weight int) time.Duration {

@@ -138,7 +138,7 @@ func TestFaultTable(t *testing.T) {
 				tb.cell(t, function, c, slices.Contains(hot, function))
 			}
 		}
-		tb.settle(t, function)
+		tb.lost += tb.load.settle(t, 0, func() { tb.wantLive(t, function) })
 	}
 	slices.Sort(tb.recoveries)
 	n := len(tb.recoveries)
@@ -201,16 +201,6 @@ func (tb *table) cell(t *testing.T, function string, c faultClass, hot bool) {
 		tb.wrong++
 		t.Errorf("%s: %s", name, w)
 	}
-}
-
-// settle checks, with the load standing still, that nothing is left behind.
-func (tb *table) settle(t *testing.T, function string) {
-	t.Helper()
-	tb.load.healthy(t, 0)
-	tb.load.paused.Lock()
-	defer tb.load.paused.Unlock()
-	tb.lost += tb.load.lost(t)
-	tb.wantLive(t, function)
 }
 
 func (tb *table) wantLive(t *testing.T, when string) {

@@ -125,7 +125,7 @@ func (tb *workerTable) run(t *testing.T) {
 				tb.cell(t, function, c)
 			}
 		}
-		tb.settle(t, function)
+		tb.lost += tb.load.settle(t, 1, func() { tb.wantLive(t, function) })
 		tb.worked = 0
 	}
 	tb.load.healthy(t, 0)
@@ -329,16 +329,6 @@ func (tb *workerTable) mendToken(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-}
-
-// settle checks, with the load standing still, that nothing is left behind.
-func (tb *workerTable) settle(t *testing.T, function string) {
-	t.Helper()
-	tb.load.healthy(t, 1)
-	tb.load.paused.Lock()
-	defer tb.load.paused.Unlock()
-	tb.lost += tb.load.lost(t)
-	tb.wantLive(t, function)
 }
 
 // wantLive compares what the live worker has on the device with what it knows

@@ -168,14 +168,16 @@ func (d *spread) place() error {
 		_, _ = hash.Write([]byte(m.Name))
 		d.seats = append(d.seats, &seat{
 			name: m.Name, cfg: m, d: d, log: d.log.With("member", m.Name), seed: hash.Sum64(), bit: 1 << i,
-			failed: make(chan *target, 1), gone: time.Now(),
+			failed: make(chan struct{}, 1), gone: time.Now(),
 		})
 	}
 	return nil
 }
 
 func (d *spread) close() {
+	d.closed.Store(true)
 	d.stop()
 	d.tenders.Wait()
+	d.reckon() // nobody is to wait for a member any more
 	d.stats.unregister()
 }

@@ -228,14 +228,7 @@ func trustedOn(t *testing.T, token testenv.Token) *Member {
 			t.Fatal(err)
 		}
 	}
-	opened := openToken(t, cfg)
-	if err := opened.CreateDomain(t.Context(), testDomain); err != nil {
-		t.Fatal(err)
-	}
-	d, err := opened.OpenDomain(t.Context(), testDomain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := createDomain(t, openToken(t, cfg))
 	for _, number := range []uint32{2, 3} {
 		if err := d.CreateGeneration(t.Context(), number, Trusted); err != nil {
 			t.Fatal(err)
@@ -383,14 +376,7 @@ func TestWeakTrustedKeyIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	opened := openToken(t, cfg)
-	if err := opened.CreateDomain(t.Context(), testDomain); err != nil {
-		t.Fatal(err)
-	}
-	d, err := opened.OpenDomain(t.Context(), testDomain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	d := createDomain(t, openToken(t, cfg))
 	if err := d.CreateGeneration(t.Context(), 2, Trusted); !errors.Is(err, ErrDomainConflict) {
 		t.Errorf("trusted domain keys without the restriction: %v", err)
 	}

@@ -152,7 +152,8 @@ func (h Health) err() error {
 	case StateClosed:
 		return errClosed
 	case StateStopped:
-		return fmt.Errorf("%w: %s: %s", ErrUnavailable, h.State, h.Reason)
+		// Whoever keeps the token open must know that the PIN is the reason.
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrPINIncorrect, h.Reason)
 	}
 	return nil
 }

@@ -60,7 +60,7 @@ type Config struct {
 	// Metrics is where trent_hsm_* metrics are registered. nil = none.
 	Metrics prometheus.Registerer `json:"-"`
 
-	// loggingIn is called before the PIN is tried for the first time.
+	// loggingIn is called before a connection is made, in which the PIN is tried.
 	loggingIn func()
 }
 

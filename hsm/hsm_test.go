@@ -38,7 +38,11 @@ func newDomain(t testing.TB, change func(*Config)) *Member {
 	if change != nil {
 		change(&cfg)
 	}
-	token := openToken(t, cfg)
+	return createDomain(t, openToken(t, cfg))
+}
+
+func createDomain(t testing.TB, token *Token) *Member {
+	t.Helper()
 	if err := token.CreateDomain(t.Context(), testDomain); err != nil {
 		t.Fatal(err)
 	}

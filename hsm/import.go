@@ -259,6 +259,8 @@ func (s *session) unwrapStrange(keys *domainKeys, by []*pkcs11.Mechanism, with p
 	switch {
 	case !ok:
 		return object, err
+	case slices.Contains(lacksHash, code): // of the device, whatever was wrapped
+		return 0, err
 	case slices.Contains(refusals, code), code == pkcs11.CKR_FUNCTION_FAILED: // SoftHSM's for what is no PKCS #8
 		return 0, fmt.Errorf("%w (%s)", ErrMaterial, codeName(code))
 	case classify(code) != classData && classify(code) != classForged:

@@ -14,7 +14,6 @@ type MemberHealth struct {
 	Reason  string // why State is not StateReady, for operators
 	Stopped bool   // for good: the PIN must be corrected
 	Err     error  // why it does not serve
-	Calls   int64  // on their way
 	Token   Info   // as it was when it was opened last
 }
 
@@ -37,7 +36,7 @@ func (d *spread) health() []MemberHealth {
 
 func (s *seat) health() MemberHealth {
 	s.mu.Lock()
-	h := MemberHealth{Name: s.name, State: StateRecovering, Stopped: s.stopped, Err: s.err, Calls: s.flying.Load(), Token: s.info}
+	h := MemberHealth{Name: s.name, State: StateRecovering, Stopped: s.stopped, Err: s.err, Token: s.info}
 	s.mu.Unlock()
 	t := s.target.Load()
 	switch {

@@ -48,6 +48,12 @@ func (o *outbox) reply(id uint32, status byte, r *reply) error {
 	return err
 }
 
+// replyNow writes a reply before it returns, past what gathers: the process may
+// end at any moment. Writes to one connection do not mix.
+func (o *outbox) replyNow(id uint32, status byte, r *reply) {
+	_, _ = o.conn.Write(appendReply(nil, id, status, r)) // if not, this process is about to end
+}
+
 // room returns b with space for n more bytes. Where append would leave a copy
 // behind, it is wiped.
 func room(b []byte, n int) []byte {

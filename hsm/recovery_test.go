@@ -133,11 +133,7 @@ func TestTokensOfOneModule(t *testing.T) {
 	shim, one := newFaultyDomain(t, nil)
 	cfg := testConfig(t)
 	cfg.Module = shim.Module
-	second := openToken(t, cfg)
-	if err := second.CreateDomain(t.Context(), testDomain); err != nil {
-		t.Fatal(err)
-	}
-	two := must(second.OpenDomain(t.Context(), testDomain))(t)
+	two := createDomain(t, openToken(t, cfg))
 	ekts := map[*Member]EKT{one: newAES(t, one), two: newAES(t, two)}
 	for d, ekt := range ekts {
 		before := map[*Member]uint64{one: one.t.Health().Epoch, two: two.t.Health().Epoch}
@@ -158,7 +154,7 @@ func TestTokensOfOneModule(t *testing.T) {
 			}
 		}
 	}
-	if err := second.Close(); err != nil {
+	if err := two.t.Close(); err != nil {
 		t.Error(err)
 	}
 	if _, err := sealBlob(t.Context(), one, ekts[one], []byte("x")); err != nil {
@@ -232,5 +228,21 @@ func TestAnotherTokenInItsPlace(t *testing.T) {
 	defer token.module.mu.Unlock()
 	if _, _, err := token.module.dial(other); !errors.Is(err, ErrTokenNotFound) {
 		t.Errorf("a token of another serial number: %v", err)
+	}
+}
+
+// TestHashThatIsMissing: that a device has not OAEP's hash is no fault of what
+// is imported, whichever of its codes says so.
+func TestHashThatIsMissing(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	for _, code := range lacksHash {
+		err := d.onMaker(t.Context(), func(s *session, keys *domainKeys) error {
+			shim.Set("C_UnwrapKey", faultshim.Fault{Action: faultshim.Fail, Code: code, Times: 1})
+			_, err := s.unwrapStrange(keys, byOAEP("RSAES_OAEP_SHA_256"), keys.wrap[classAES], make([]byte, 256), useTemplate(pkcs11.CKK_AES))
+			return err
+		})
+		if !isCode(err, code) || errors.Is(err, ErrMaterial) {
+			t.Errorf("%s: %v", codeName(code), err)
+		}
 	}
 }

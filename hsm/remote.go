@@ -80,7 +80,8 @@ func (c callOp) lane() laneKind {
 		return laneSealing
 	case callSign, callAgree, callDecryptRSA, callVerifySignature:
 		return laneAsymmetric
-	case callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callSupports, callSupportsImport,
+	case callGenerateAES, callGenerate, callGenerateDataKeyPair, callGenerateWrappingKey, callImport, callImportSecret,
+		callCheckValue, callRewrap, callSupports, callSupportsImport,
 		callEnrolmentKey, callMakeShared, callTakeShared, callDropEnrolmentKey:
 		return laneMaker
 	case callOpen:
@@ -270,6 +271,7 @@ func (w *remote) lose(why error) {
 		w.hangs.Inc()
 	}
 	w.process.kill()
+	close(w.lost) // before anyone is told, who may ask whether it is
 	for _, f := range calls {
 		if f == nil {
 			continue
@@ -281,7 +283,6 @@ func (w *remote) lose(why error) {
 			f.recycle()
 		}
 	}
-	close(w.lost)
 }
 
 func (w *remote) gone() bool {

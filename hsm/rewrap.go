@@ -16,6 +16,7 @@ var ErrLocked = errors.New("the locked profile forbids wrapping again")
 // has been opened and compared before it is returned. Both generations must be
 // on this token and of the trusted profile; otherwise ErrLocked says why not.
 func (d *Member) Rewrap(ctx context.Context, ekt EKT, to uint32) (EKT, error) {
+	ekt = bytes.Clone(ekt) // the caller may have gone
 	k, err := ekt.parse()
 	if err != nil {
 		return nil, err
@@ -23,7 +24,6 @@ func (d *Member) Rewrap(ctx context.Context, ekt EKT, to uint32) (EKT, error) {
 	if k.generation == to {
 		return ekt, nil
 	}
-	ekt = bytes.Clone(ekt) // the caller may have gone
 	var moved EKT
 	err = d.onMaker(ctx, func(s *session, keys *domainKeys) (err error) {
 		moved, err = s.rewrap(keys, ekt, k, to)

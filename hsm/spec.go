@@ -43,7 +43,6 @@ const (
 	ckaParameterSet = 0x61D
 	ckaDecapsulate  = 0x634
 
-	ckfEncapsulate = 0x10000000
 	ckfDecapsulate = 0x20000000
 )
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,13 +23,14 @@ type spread struct {
 
 	stop    context.CancelFunc
 	tenders sync.WaitGroup
+	closed  atomic.Bool
 
 	active atomic.Uint32 // generation that setActive named last; 0 = none
 	proofs atomic.Pointer[Proofs]
 	absent absences
 
 	mu      sync.Mutex    // guards these
-	changed chan struct{} // closed and replaced when a member comes or stops for good
+	changed chan struct{} // closed and replaced when a member comes or goes
 	dark    time.Time     // since when no member serves; zero = one does
 }
 
@@ -43,9 +45,12 @@ type seat struct {
 
 	target atomic.Pointer[target] // nil = put aside
 	flying atomic.Int64           // calls on their way
-	failed chan *target           // has what a call has just put aside
+	failed chan struct{}          // holds a token when a call has put it aside
 
-	proven bool // the PIN was taken once; the tender's
+	// The tender's: whether the PIN was taken once, and why it is not to be tried
+	// again although the member serves.
+	proven  bool
+	refused error
 
 	mu      sync.Mutex // guards these
 	err     error      // why it is aside
@@ -81,27 +86,41 @@ func (s *seat) forget(t *target, ekt EKT) {
 	_ = t.do(background, &call{op: callForget, ekt: ekt}, new(reply)) // a member that is gone has forgotten
 }
 
-// all asks every member that serves, and answers the first error.
+// all asks every member that serves, and answers the first error. One that
+// turns out not to serve does not count, unless there is no other.
 func (d *spread) all(ctx context.Context, c *call) error {
-	var none uint64
-	if _, _, err := d.wait(ctx, c, none, nil); err != nil {
-		return err
-	}
-	for _, s := range d.seats {
-		if t := s.target.Load(); t != nil {
-			if err := s.call(ctx, t, c, new(reply)); err != nil {
+	var gone error
+	for range attempts {
+		if _, _, err := d.wait(ctx, c, gone); err != nil {
+			return err
+		}
+		asked := false
+		for _, s := range d.seats {
+			t := s.target.Load()
+			if t == nil {
+				continue
+			}
+			switch err := s.call(ctx, t, c, new(reply)); {
+			case err == nil:
+				asked = true
+			case errors.Is(err, ErrUnavailable) && ctx.Err() == nil:
+				gone = err
+			default:
 				return err
 			}
 		}
+		if asked {
+			return nil
+		}
 	}
-	return nil
+	return gone
 }
 
 // setActive tells every member which generation makes new keys, and those that
 // come or come back later. One that does not hold it is put aside until it
 // does: it would go on with another.
 func (d *spread) setActive(ctx context.Context, c *call) error {
-	if _, _, err := d.wait(ctx, c, 0, nil); err != nil {
+	if _, _, err := d.wait(ctx, c, nil); err != nil {
 		return err
 	}
 	before := d.active.Swap(c.number)
@@ -145,7 +164,7 @@ func (d *spread) one(ctx context.Context, c *call, r *reply) error {
 			if absent != nil {
 				s, t, err = d.awaitHolder(ctx, c, lack, absent)
 			} else {
-				s, t, err = d.wait(ctx, c, 0, last)
+				s, t, err = d.wait(ctx, c, last)
 			}
 			if err != nil {
 				return err
@@ -206,34 +225,24 @@ func (s *seat) aside(t *target, err error) {
 	s.mu.Lock()
 	s.err, s.gone = err, time.Now()
 	s.mu.Unlock()
-	s.d.dim()
+	s.d.reckon()
 	s.log.Warn("a member of the HSM domain is put aside", "error", err)
 	select {
-	case s.failed <- t:
-	default:
+	case s.failed <- struct{}{}:
+	default: // the tender is still to see the last one, and will see this
 	}
 }
 
-// dim notes when the last member went.
-func (d *spread) dim() {
+// reckon notes since when no member serves, after one came or went, and wakes
+// those who wait for one.
+func (d *spread) reckon() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, s := range d.seats {
-		if s.target.Load() != nil {
-			return
-		}
-	}
-	if d.dark.IsZero() {
-		d.dark = time.Now()
-	}
-}
-
-// brighten wakes those who wait for a member.
-func (d *spread) brighten(serves bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if serves {
+	switch {
+	case slices.ContainsFunc(d.seats, func(s *seat) bool { return s.target.Load() != nil }):
 		d.dark = time.Time{}
+	case d.dark.IsZero():
+		d.dark = time.Now()
 	}
 	close(d.changed)
 	d.changed = make(chan struct{})
@@ -241,31 +250,39 @@ func (d *spread) brighten(serves bool) {
 
 // wait returns a member as soon as one serves. It gives up when none has done
 // so for Patience, or ever will.
-func (d *spread) wait(ctx context.Context, c *call, tried uint64, last error) (*seat, *target, error) {
+func (d *spread) wait(ctx context.Context, c *call, last error) (*seat, *target, error) {
 	for {
 		d.mu.Lock()
 		changed, dark := d.changed, d.dark
 		d.mu.Unlock()
-		if s, t := d.pick(c, tried); s != nil {
+		if s, t := d.pick(c, 0); s != nil {
 			return s, t, nil
 		}
 		left := d.cfg.Patience
 		if !dark.IsZero() {
 			left -= time.Since(dark)
 		}
-		if left <= 0 || d.stopped() {
+		if left <= 0 || d.closed.Load() || d.stopped() {
 			return nil, nil, d.unavailable(last)
 		}
-		timer := time.NewTimer(left)
-		select {
-		case <-changed:
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, nil, errors.Join(ctx.Err(), d.unavailable(last))
+		if err := await(ctx, changed, left); err != nil {
+			return nil, nil, errors.Join(err, d.unavailable(last))
 		}
-		timer.Stop()
 	}
+}
+
+// await returns when changed is closed, or at the latest after a time. The error
+// is ctx's.
+func await(ctx context.Context, changed <-chan struct{}, atMost time.Duration) error {
+	timer := time.NewTimer(atMost)
+	defer timer.Stop()
+	select {
+	case <-changed:
+	case <-timer.C:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (d *spread) stopped() bool {

@@ -87,6 +87,7 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 		}
 		began := time.Now()
 		t, err = s.watch(ctx, t)
+		err = errors.Join(err, s.refused)
 		s.target.CompareAndSwap(t, nil)
 		if ctx.Err() == nil {
 			s.shut(err)
@@ -111,8 +112,7 @@ func (s *seat) shut(err error) {
 	}
 	stopped := s.stopped
 	s.mu.Unlock()
-	s.d.dim()
-	s.d.brighten(false)
+	s.d.reckon()
 	switch {
 	case stopped:
 		s.log.Error("a member of the HSM domain is out of service until a restart", "error", err)
@@ -127,7 +127,7 @@ func (s *seat) serve(t *target) {
 	s.info, s.err, s.gone = t.info, nil, time.Time{}
 	s.mu.Unlock()
 	s.target.Store(t)
-	s.d.brighten(true)
+	s.d.reckon()
 	s.log.Info("a member of the HSM domain serves", "token", t.info.Label, "serial", t.info.Serial)
 }
 
@@ -145,9 +145,9 @@ func (s *seat) watch(ctx context.Context, t *target) (*target, error) {
 			return t, errClosed
 		case <-t.lost():
 			return t, t.remote.err
-		case failed := <-s.failed:
-			if failed != t {
-				continue // a predecessor
+		case <-s.failed:
+			if s.target.Load() != nil {
+				continue // it was a predecessor
 			}
 			if err := s.recover(ctx, t); err != nil {
 				return t, err
@@ -157,7 +157,9 @@ func (s *seat) watch(ctx context.Context, t *target) (*target, error) {
 				s.aside(t, err)
 			}
 		case <-t.retires():
-			t = s.succeed(ctx, t)
+			if s.refused == nil {
+				t = s.succeed(ctx, t)
+			}
 		}
 	}
 }
@@ -216,13 +218,19 @@ func (s *seat) recover(ctx context.Context, t *target) error {
 }
 
 // succeed replaces a worker by one that is open already, so that no call waits.
-// If that fails the old one goes on, and asks again.
+// If that fails the old one goes on, and asks again, unless the PIN was refused,
+// which may have been changed since the old one logged in.
 func (s *seat) succeed(ctx context.Context, old *target) *target {
 	t, err := s.open(ctx)
 	if err == nil {
 		if err = s.ask(ctx, t); err != nil {
 			t.end()
 		}
+	}
+	if final(err) {
+		s.refused = err
+		s.log.Error("the successor to a worker whose time has come cannot log in, and none is tried again; the old one goes on: restart with the right PIN before it ends", "error", err)
+		return old
 	}
 	if err != nil {
 		s.log.Warn("opening a successor to a worker whose time has come; the old one goes on", "error", err)

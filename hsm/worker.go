@@ -169,7 +169,10 @@ func (w *worker) work(j *job, level *slog.LevelVar) {
 	clear(j.reply.out)
 	frame := j.frame
 	if errors.Is(err, errTooLong) {
-		frame = nil // what was begun may go on, and read it
+		// What was begun may go on, and read the rest: its inputs are copied.
+		clear(j.call.in)
+		clear(j.call.extra)
+		frame = nil
 	}
 	clear(frame)
 	if cap(frame) > keepBuffer {
@@ -248,7 +251,7 @@ func (w *worker) open(c *call, r *reply, level *slog.LevelVar) (err error) {
 	}
 	level.Set(s.Level)
 	s.Token.PIN, s.Token.Logger, s.Token.Metrics = NewPIN(c.extra), w.log, w.metrics
-	s.Token.loggingIn = func() { _ = w.out.reply(0, statusNotice, &reply{number: noticeLogin}) }
+	s.Token.loggingIn = func() { w.out.replyNow(0, statusNotice, &reply{number: noticeLogin}) }
 	defer s.Token.PIN.wipe(&err)
 	w.settings = s
 	token, err := Open(background, s.Token)

@@ -155,20 +155,11 @@ func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string,
 // with one that is not active yet. Under the trusted profile the security officer
 // must have made its domain keys before: see hsm.MakeTrustedKeys.
 func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (store.DomainGeneration, error) {
-	g, err := a.load(ctx)
+	g, err := a.creatable(ctx, profile)
 	if err != nil {
 		return store.DomainGeneration{}, err
 	}
-	if err := a.holdsActive(ctx, g); err != nil {
-		return store.DomainGeneration{}, err
-	}
-	if err := g.single(); err != nil {
-		return store.DomainGeneration{}, err
-	}
 	number := NextGeneration(g.all)
-	if err := Pending(g.all, profile); err != nil {
-		return store.DomainGeneration{}, err
-	}
 	if pending := g.in(store.GenerationCreated); pending != nil {
 		a.Progress(fmt.Sprintf("going on with generation %d, which is not active yet", pending.Number))
 		if slices.Contains(pending.Tokens(), a.Serial) {
@@ -194,8 +185,32 @@ func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (store.Do
 	return made, nil
 }
 
-// Pending refuses to go on, under a profile, with a generation of another one.
-func Pending(all []store.DomainGeneration, profile hsm.Profile) error {
+// Next is the number of the generation that Create would make, or why it would
+// not: to ask before anything is made on the token.
+func (a *DomainAdmin) Next(ctx context.Context, profile hsm.Profile) (int64, error) {
+	g, err := a.creatable(ctx, profile)
+	if err != nil {
+		return 0, err
+	}
+	return NextGeneration(g.all), nil
+}
+
+func (a *DomainAdmin) creatable(ctx context.Context, profile hsm.Profile) (*generations, error) {
+	g, err := a.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.holdsActive(ctx, g); err != nil {
+		return nil, err
+	}
+	if err := g.single(); err != nil {
+		return nil, err
+	}
+	return g, goesOn(g.all, profile)
+}
+
+// goesOn refuses to go on, under a profile, with a generation of another one.
+func goesOn(all []store.DomainGeneration, profile hsm.Profile) error {
 	last := all[len(all)-1]
 	if last.State != store.GenerationCreated || last.Profile == string(profile) {
 		return nil
@@ -231,7 +246,8 @@ func (a *DomainAdmin) holdsActive(ctx context.Context, g *generations) error {
 }
 
 // ConfirmBackup records that somebody has seen to a backup of the HSM that
-// holds the generation.
+// holds the generation. It demands that this token holds one that is, or may
+// become, the active one: nobody has a backup of what was not made yet.
 func (a *DomainAdmin) ConfirmBackup(ctx context.Context, number int64) error {
 	g, err := a.load(ctx)
 	if err != nil {
@@ -247,6 +263,11 @@ func (a *DomainAdmin) ConfirmBackup(ctx context.Context, number int64) error {
 	}
 	if err := a.holdsActive(ctx, g); err != nil {
 		return err
+	}
+	if which.State == store.GenerationCreated || which.State == store.GenerationActive {
+		if err := a.holdsWhole(ctx, which); err != nil {
+			return err
+		}
 	}
 	now := a.now()
 	which.BackupConfirmed, which.BackupBy = &now, a.Operator

@@ -177,6 +177,9 @@ func (m *DomainMembers) makeForAll(ctx context.Context, g *generations, number i
 			return err
 		}
 	}
+	if err := m.untouched(ctx, number); err != nil {
+		return err
+	}
 	proof, err := m.carry(ctx, uint32(number), publicKeys) // #nosec G115 -- counts up from 1
 	if err != nil {
 		return err

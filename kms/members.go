@@ -211,14 +211,8 @@ func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial 
 	}
 	for _, row := range g.all {
 		number := uint32(row.Number) // #nosec G115 -- ours
-		held := row.Tokens()
-		alone := slices.Contains(held, serial) && len(held) == 1
-		if row.State == store.GenerationRetired { // its row says nothing of the MAC key
-			if alone, err = m.alone(ctx, number, serial); err != nil {
-				return err
-			}
-		}
-		if !alone {
+		// The row of a retired one says nothing of the MAC key.
+		if row.State != store.GenerationRetired && !slices.Contains(row.Tokens(), serial) {
 			continue
 		}
 		logged, err := m.DB.LogSealedUnder(ctx, number)
@@ -226,16 +220,26 @@ func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial 
 			return err
 		}
 		use := uses[number]
-		if row.State == store.GenerationActive || row.State == store.GenerationCreated || use.EKTs > 0 || use.MACs > 0 || logged {
-			return notYet("this member alone holds generation %d, which %d keys, %d rows%s need", row.Number, use.EKTs, use.MACs,
-				map[bool]string{true: " and the audit log", false: ""}[logged])
+		keys := row.State == store.GenerationActive || row.State == store.GenerationCreated || use.EKTs > 0
+		if !keys && use.MACs == 0 && !logged {
+			continue
+		}
+		alone, err := m.alone(ctx, number, serial, keys)
+		if err != nil {
+			return err
+		}
+		if alone {
+			return notYet("of the members at hand this one alone holds generation %d, which %d keys, %d rows%s need: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay",
+				row.Number, use.EKTs, use.MACs, map[bool]string{true: " and the audit log", false: ""}[logged])
 		}
 	}
 	return nil
 }
 
-// alone says whether no other member at hand verifies MACs of the generation.
-func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string) (bool, error) {
+// alone says whether no other member holds the generation, or its MAC key if
+// that is all that is needed. One that a row names but that is not at hand may
+// be lost, and what is destroyed here with it.
+func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string, keys bool) (bool, error) {
 	for _, each := range m.reachable() {
 		if each.Info.Serial == serial {
 			continue
@@ -244,7 +248,7 @@ func (m *DomainMembers) alone(ctx context.Context, number uint32, serial string)
 		if err != nil {
 			return false, fmt.Errorf("looking at member %s: %w", each.Name, err)
 		}
-		if slices.ContainsFunc(held, func(h hsm.Generation) bool { return h.Number == number && h.MAC }) {
+		if slices.ContainsFunc(held, func(h hsm.Generation) bool { return h.Number == number && (h.Whole || h.MAC && !keys) }) {
 			return false, nil
 		}
 	}

@@ -105,6 +105,26 @@ func (a *DomainAdmin) retirable(ctx context.Context, g *store.DomainGeneration, 
 	return logged || use.MACs > 0, err
 }
 
+// untouched refuses if something is under a generation that was never finished
+// as far as its row says: then the rows are older than the token, whose keys
+// are not to be made anew.
+func (a *DomainAdmin) untouched(ctx context.Context, number int64) error {
+	generation := uint32(number) // #nosec G115 -- ours
+	uses, err := a.DB.GenerationUses(ctx)
+	if err != nil {
+		return err
+	}
+	logged, err := a.DB.LogSealedUnder(ctx, generation)
+	if err != nil {
+		return err
+	}
+	if use := uses[generation]; use.EKTs > 0 || use.MACs > 0 || logged {
+		return fmt.Errorf("generation %d was never finished, its row says, but %d keys, %d rows or the audit log are under it: the database was set back in part; do not use it before you know by whom, and restore it from a backup",
+			number, use.EKTs, use.MACs)
+	}
+	return nil
+}
+
 func whyStill(profile string) string {
 	if profile == "trusted" {
 		return "the service moves them to the active generation in the background (trent serve must run; see `trent domain status`)"

@@ -118,6 +118,11 @@ func TestEnrolMember(t *testing.T) {
 	enrol := append([]string{"enrol"}, confirmed...)
 	d.killedDomain(t, "enrol.recorded", enrol...)
 	d.refusedDomain(t, "trent domain enrol", "rotate", "--no-wait")
+	d.refusedDomain(t, "does not hold generation 2", "confirm-backup", "--generation", "2") // there is nothing to back up yet
+	ofFirst := "UPDATE audit_batches SET mac_generation = $1 WHERE (host, first_seq) = (SELECT host, first_seq FROM audit_batches ORDER BY 1, 2 LIMIT 1)"
+	must(d.pool.Exec(t.Context(), ofFirst, 2))(t)
+	d.refusedDomain(t, "the database was set back", enrol...)
+	must(d.pool.Exec(t.Context(), ofFirst, 1))(t)
 	d.failedWorker(t, "enrol.took.domain-key-generic", enrol...)
 	for _, point := range []string{"enrol.made", "enrol.taken", "enrol.proved", "enrol.enrolled", "enrol.dropped", "generation.activated"} {
 		d.killedDomain(t, point, enrol...) // goes on where the one before was killed
@@ -198,8 +203,14 @@ func wantEvents(t *testing.T, d *deployment, want map[string]int) {
 func TestThreeMembers(t *testing.T) {
 	d := newDeployment(t, "failpoint")
 	confs := map[string]string{"first": d.conf, "second": d.another(t, "second"), "third": d.another(t, "third")}
-	d.members(t, confs)
-	d.mustDomain(t, append([]string{"enrol"}, d.compared(t, "2", "first", "second", "third")...)...)
+	d.members(t, map[string]string{"first": confs["first"], "second": confs["second"]})
+	d.mustDomain(t, append([]string{"enrol"}, d.compared(t, "2", "first", "second")...)...)
+	// The officer makes no keys for a generation that nobody can make.
+	d.extra = append(d.extra, "TRENT_SO_PIN="+officerPIN)
+	d.refusedDomain(t, "trent domain enrol", "rotate", "--no-wait", "--profile", "trusted")
+	if all := d.generations(t); len(all) != 2 {
+		t.Errorf("keys of a refused rotation are on the token: %+v", all)
+	}
 	s := d.serve(t)
 	c := d.client(t)
 	key := createKey(t, c)
@@ -217,6 +228,12 @@ func TestThreeMembers(t *testing.T) {
 
 	list := d.memberList(t)
 	d.refusedDomain(t, "alone holds generation 1", "remove-member", "--serial", list["first"].Serial)
+	// The second one must stay while the first, which has generation 2 too, is
+	// away: it may be lost.
+	d.until(t, "sealing rows anew", func(all map[int64]generationStatus) bool { return all[1].SealedRows+all[2].SealedRows == 0 })
+	d.members(t, map[string]string{"second": confs["second"], "third": confs["third"]})
+	d.refusedDomain(t, "alone holds generation 2", "remove-member", "--serial", list["second"].Serial)
+	d.members(t, confs)
 	d.refusedDomain(t, "no member has serial number", "remove-member", "--serial", "ffff")
 	for _, point := range []string{"enrol.removed", "enrol.destroyed"} {
 		d.killedDomain(t, point, "remove-member", "--serial", list["third"].Serial)

@@ -113,13 +113,16 @@ func (db *DB) DomainGenerations(ctx context.Context) (Deployment, []DomainGenera
 }
 
 // Domain is DomainGenerations with the members' rows, which there are once one
-// was enrolled.
+// was enrolled. Both are for a deployment whose trent init has ended.
 func (db *DB) Domain(ctx context.Context) (Deployment, []DomainGeneration, []DomainMember, error) {
 	var before int64
 	for {
 		d, err := db.Deployment(ctx)
 		if err != nil {
 			return Deployment{}, nil, nil, err
+		}
+		if d.State != StateActive { // then it needs no seal, and its set binds nothing
+			return Deployment{}, nil, nil, db.tamperedRow(d.table(), d.identity(), "it is half set up, and yet in use")
 		}
 		all, err := load[DomainGeneration](ctx, db, generationSQL.selectAll+"ORDER BY number")
 		if err != nil {

@@ -66,6 +66,11 @@ func TestGenerations(t *testing.T) {
 	if _, _, err := db.DomainGenerations(ctx); !errors.As(err, &tampered) {
 		t.Errorf("without the set: %v", err)
 	}
+	exec(t, db, "UPDATE deployment SET mac = '', state = 'initialising'") // as one whose row needs no seal yet
+	exec(t, db, "TRUNCATE domain_generations")
+	if _, all, err := db.DomainGenerations(ctx); !errors.As(err, &tampered) {
+		t.Errorf("set back to before it was sealed: %+v, %v", all, err)
+	}
 }
 
 func TestReseal(t *testing.T) {

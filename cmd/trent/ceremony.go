@@ -26,7 +26,7 @@ type ceremonyCmd struct {
 	Enrol     ceremonyEnrolCmd     `cmd:"" help:"Add a member: make a generation of the domain keys that all configured tokens hold."`
 	Backup    ceremonyBackupCmd    `cmd:"" help:"Back up the HSM and confirm it for the generations that need it."`
 	Recovery  ceremonyRecoveryCmd  `cmd:"" help:"Check that a restored token and a restored database belong together and open what they hold."`
-	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse all of them on a throw-away token and database."`
+	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse set-up, backup and recovery on a throw-away token and database."`
 }
 
 type transcriptFlag struct {
@@ -208,6 +208,9 @@ func (s ceremony) setup(ctx context.Context, d deploymentSettings, admin, creden
 	if err := s.present(); err != nil {
 		return err
 	}
+	if err := setEnvironment(s.cfg.environment); err != nil {
+		return err
+	}
 	if err := s.token(ctx); err != nil {
 		return err
 	}
@@ -278,6 +281,9 @@ func (s ceremony) backup(ctx context.Context) error {
 		for _, g := range all {
 			if g.BackupConfirmed != nil || g.OnToken == "" || g.State != store.GenerationCreated && g.State != store.GenerationActive {
 				continue
+			}
+			if !strings.HasPrefix(g.OnToken, "whole") {
+				return fmt.Errorf("generation %d is not whole on this token (%s), so a backup of it is worth nothing: finish it with `trent domain rotate`, or restore the token", g.Number, g.OnToken)
 			}
 			if err := s.agree(fmt.Sprintf("The backup holds generation %d of the domain keys, made at %s.", g.Number, g.Created.UTC().Format(time.DateTime))); err != nil {
 				return err

@@ -64,6 +64,9 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return err
 	}
 	cfg := domain.Members[0].Config
+	if err := setEnvironment(domain.Members[0].Environment); err != nil {
+		return err
+	}
 	var d diagnosis
 	if d.HSM, err = hsm.Examine(ctx, cfg); err != nil {
 		return fmt.Errorf("examining the token: %w", err)

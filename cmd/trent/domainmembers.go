@@ -279,7 +279,7 @@ type domainRemoveMemberCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*domainRemoveMemberCmd) Help() string {
-	return `It refuses while a key, a row or the audit log needs a generation that this member alone holds. What the token holds of the domain is destroyed if the token can be reached.
+	return `It refuses while a key, a row or the audit log needs a generation that no other member at hand holds: give those that hold it a [[hsm-member]] table. What the token holds of the domain is destroyed if the token can be reached.
 
 Example:
 

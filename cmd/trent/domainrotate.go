@@ -90,7 +90,7 @@ func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bo
 		if err != nil {
 			return err //nolint:wrapcheck // says it all
 		}
-		id, next = d.deployment.ID, kms.NextGeneration(all)
+		id = d.deployment.ID
 		pending := all[len(all)-1].State == store.GenerationCreated
 		due = true
 		for _, g := range all {
@@ -105,7 +105,10 @@ func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bo
 				due = false
 			}
 		}
-		return kms.Pending(all, profile) //nolint:wrapcheck // says it all
+		if due {
+			next, err = d.Next(ctx, profile)
+		}
+		return err //nolint:wrapcheck // says it all
 	})
 	if err != nil || !due || profile != hsm.Trusted {
 		return due, profile, err

@@ -243,6 +243,9 @@ func initialise(ctx context.Context, cfg systemConfig, admin string, show func(s
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
+	if err := setEnvironment(cfg.hsm.Members[0].Environment); err != nil {
+		return err
+	}
 	s := &system{}
 	defer func() { s.close(ctx, cfg.log) }()
 	if s.token, err = hsm.Open(ctx, cfg.hsm.Members[0].Config); err != nil {
