@@ -182,7 +182,7 @@ func (s *session) findWays(g *generationKeys) error {
 			continue
 		}
 		if g.by[c] = c.ofForm(shared[c], g.by[c]); len(g.by[c]) == 0 {
-			return fmt.Errorf("%w: %s keys of generation %d are wrapped by %s, for which this token has no mechanism (%s elsewhere): enrol it with a generation that a member like it makes, or use another device",
+			return fmt.Errorf("%w: %s keys of generation %d are wrapped by %s, for which this token has no mechanism (%s elsewhere): it can hold a domain that began on a token like it, not this one; remove it and use another device",
 				ErrDomainConflict, c, g.Number, shared[c], mechanismName(shared[c].first()))
 		}
 	}
@@ -319,7 +319,7 @@ func (s *session) waysToTake(c keyClass, packed map[string][]byte) ([]uint, erro
 	case form == 0:
 		return nil, fmt.Errorf("%w: the parcel's mechanism %x is none for %s keys", ErrArgument, entry, c)
 	case len(same) == 0:
-		return nil, fmt.Errorf("%w: %s keys of this generation are wrapped by %s, for which this token has no mechanism: have a member like it make the generation, or use another device", errNoWrap, c, form)
+		return nil, fmt.Errorf("%w: %s keys of this generation are wrapped by %s, for which this token has no mechanism: it can hold a domain that began on a token like it, not this one; use another device", errNoWrap, c, form)
 	}
 	return same, nil
 }
