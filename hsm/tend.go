@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ type target struct {
 	remote *remote // nil in this process
 	token  *Token  // nil in another process
 	end    func()
+	told   atomic.Pointer[Proofs] // the proofs that it has surely; nil = none
 }
 
 // health is the token's own; it waits for nothing.
@@ -178,11 +180,15 @@ func (t *target) retires() <-chan struct{} {
 	return t.remote.retire
 }
 
-// ask pings, and reminds the member of the generation that is active.
+// ask pings, and tells the member what it may have missed: the proofs, and the
+// generation that is active.
 func (s *seat) ask(ctx context.Context, t *target) error {
 	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
 	defer cancel()
 	err := t.do(ctx, &call{op: callPing}, new(reply))
+	if proofs := s.d.proofs.Load(); err == nil && t.told.Load() != proofs {
+		err = s.prove(ctx, t, proofs)
+	}
 	if active := s.d.active.Load(); err == nil && active != 0 {
 		err = t.do(ctx, &call{op: callSetActive, number: active}, new(reply))
 		if errors.Is(err, ErrNoGeneration) {

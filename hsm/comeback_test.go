@@ -1,0 +1,43 @@
+package hsm
+
+import (
+	"syscall"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// aside puts a member's worker aside, which can do nothing until resume.
+func aside(t *testing.T, d *Domain, member int) (resume func()) {
+	t.Helper()
+	s := d.front.seats[member]
+	pid := signalWorker(t, d, member, syscall.SIGSTOP)
+	s.aside(s.target.Load(), ErrUnavailable)
+	return func() {
+		t.Helper()
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the worker's return", func() bool { return workerOf(d, member) == pid })
+	}
+}
+
+// TestProofsForWhoComesBack: a member that was aside when the proofs came has
+// them when it serves again, and so can have the generation made active.
+func TestProofsForWhoComesBack(t *testing.T) {
+	cfg, _ := newShared(t)
+	proofs := cfg.Proofs
+	cfg.Members, cfg.Proofs = cfg.Members[:1], nil
+	d := openDomain(t, cfg)
+	resume := aside(t, d, 0)
+	if err := d.SetProofs(t.Context(), proofs); err != nil {
+		t.Fatal(err)
+	}
+	resume()
+	if err := d.SetActive(t.Context(), 2); err != nil {
+		t.Errorf("activating what it has not been given the proofs of: %v", err)
+	}
+	if got := metric(t, cfg.Metrics.(*prometheus.Registry), "trent_hsm_worker_starts_total", "m0"); got != 1 {
+		t.Errorf("%v workers were started", got)
+	}
+}
