@@ -41,3 +41,33 @@ func TestProofsForWhoComesBack(t *testing.T) {
 		t.Errorf("%v workers were started", got)
 	}
 }
+
+// TestForgetsWhileAside: the copy of a deleted key does not outlive it on a
+// member that was aside when it was deleted.
+func TestForgetsWhileAside(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	d := openDomain(t, cfg)
+	key := newDomainKey(t, d)
+	if _, _, err := d.Encrypt(t.Context(), key, nil, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	cached := func() (n float64) {
+		samples, err := d.front.seats[0].target.Load().samples()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range samples {
+			if s.Name == "trent_hsm_handle_cache_size" {
+				n += s.Value
+			}
+		}
+		return n
+	}
+	if cached() != 1 {
+		t.Fatalf("%v keys are cached, want the one that was used", cached())
+	}
+	resume := aside(t, d, 0)
+	d.Forget(key)
+	resume()
+	eventually(t, "the end of the key's copy", func() bool { return cached() == 0 })
+}

@@ -44,6 +44,7 @@ type seat struct {
 	bit  uint64 // of this seat in the sets that do uses
 
 	target atomic.Pointer[target] // nil = put aside
+	opened atomic.Pointer[target] // the last that served; it may be aside or gone
 	flying atomic.Int64           // calls on their way
 	failed chan struct{}          // holds a token when a call has put it aside
 
@@ -67,7 +68,7 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 	switch c.op {
 	case callForget:
 		for _, s := range d.seats {
-			if t := s.target.Load(); t != nil {
+			if t := s.opened.Load(); t != nil {
 				go s.forget(t, append(EKT(nil), c.ekt...))
 			}
 		}
@@ -82,8 +83,13 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 	return d.one(ctx, c, r)
 }
 
+// forget tells a member that is aside, too: it keeps what it has unwrapped. One
+// that is gone has forgotten.
 func (s *seat) forget(t *target, ekt EKT) {
-	_ = t.do(background, &call{op: callForget, ekt: ekt}, new(reply)) // a member that is gone has forgotten
+	wait := minPause
+	for errors.Is(t.do(background, &call{op: callForget, ekt: ekt}, new(reply)), ErrBusy) {
+		wait = pause(background, wait)
+	}
 }
 
 // all asks every member that serves, and answers the first error. One that

@@ -128,6 +128,7 @@ func (s *seat) serve(t *target) {
 	s.mu.Lock()
 	s.info, s.err, s.gone = t.info, nil, time.Time{}
 	s.mu.Unlock()
+	s.opened.Store(t)
 	s.target.Store(t)
 	s.d.reckon()
 	s.log.Info("a member of the HSM domain serves", "token", t.info.Label, "serial", t.info.Serial)
