@@ -1,10 +1,15 @@
 package hsm
 
 import (
+	"errors"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/miekg/pkcs11"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/trent-kms/trent/internal/faultshim"
 )
 
 // aside puts a member's worker aside, which can do nothing until resume.
@@ -70,4 +75,31 @@ func TestForgetsWhileAside(t *testing.T) {
 	d.Forget(key)
 	resume()
 	eventually(t, "the end of the key's copy", func() bool { return cached() == 0 })
+}
+
+// TestRefusedPINIsTriedOnce: a worker whose successor's PIN was refused does
+// not try it again when it loses its own login.
+func TestRefusedPINIsTriedOnce(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	m := &cfg.Members[0]
+	shim := faultshim.ForOthers(t, m.Module)
+	m.Module, m.Environment = shim.Module, append(m.Environment, shim.Env...)
+	d := openDomain(t, cfg)
+	logins := func() int { return shim.Calls()["C_Login"] }
+	before := logins()
+	shim.Set("C_Login", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_PIN_INCORRECT})
+	d.front.seats[0].target.Load().remote.retire <- struct{}{}
+	eventually(t, "the successor's login", func() bool { return logins() > before })
+	time.Sleep(2 * heartbeat)
+	if err := d.Ping(t.Context()); err != nil {
+		t.Errorf("the old worker does not go on: %v", err)
+	}
+	shim.Set("C_GenerateRandom", faultshim.Fault{Action: faultshim.Logout, Times: 1})
+	eventually(t, "the end of service", func() bool { _ = d.Ping(t.Context()); return d.Health()[0].Stopped })
+	if h := d.Health()[0]; !errors.Is(h.Err, ErrPINIncorrect) {
+		t.Errorf("health %+v", h)
+	}
+	if n := logins() - before; n != 1 {
+		t.Errorf("the refused PIN was tried %d times", n)
+	}
 }

@@ -186,7 +186,13 @@ func (t *target) retires() <-chan struct{} {
 func (s *seat) ask(ctx context.Context, t *target) error {
 	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
 	defer cancel()
-	err := t.do(ctx, &call{op: callPing}, new(reply))
+	var err error
+	if s.refused != nil { // first: a ping may renew the login
+		err = t.do(ctx, &call{op: callRefusePIN}, new(reply))
+	}
+	if err == nil {
+		err = t.do(ctx, &call{op: callPing}, new(reply))
+	}
 	if proofs := s.d.proofs.Load(); err == nil && t.told.Load() != proofs {
 		err = s.prove(ctx, t, proofs)
 	}
@@ -237,6 +243,7 @@ func (s *seat) succeed(ctx context.Context, old *target) *target {
 	if final(err) {
 		s.refused = err
 		s.log.Error("the successor to a worker whose time has come cannot log in, and none is tried again; the old one goes on: restart with the right PIN before it ends", "error", err)
+		_ = s.ask(ctx, old) // or with the next heartbeat
 		return old
 	}
 	if err != nil {
