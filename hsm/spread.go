@@ -47,6 +47,7 @@ type seat struct {
 	opened atomic.Pointer[target] // the last that served; it may be aside or gone
 	flying atomic.Int64           // calls on their way
 	failed chan struct{}          // holds a token when a call has put it aside
+	left   leftBehind
 
 	// The tender's: whether the PIN was taken once, and why it is not to be tried
 	// again although the member serves.

@@ -290,13 +290,21 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 func (cfg Config) callsPerWorker() int { return 4 * cfg.withDefaults().Queue }
 
 func (s *seat) openWorker(ctx context.Context) (*target, error) {
+	if err := s.left.full(); err != nil {
+		return nil, err
+	}
 	process, err := startWorker(s.d.cfg.Command, s.cfg.Environment, s.log)
 	if err != nil {
 		return nil, err
 	}
 	s.d.stats.starts.WithLabelValues(s.name).Inc()
 	w := newRemote(process, s.d.cfg.Limits, s.cfg.callsPerWorker(), s.d.stats.hangs.WithLabelValues(s.name))
-	t := &target{caller: w, remote: w, end: func() { process.end(); <-w.lost }}
+	t := &target{caller: w, remote: w, end: func() {
+		if process.end() {
+			s.left.add(process)
+		}
+		<-w.lost
+	}}
 	if err := s.unlock(ctx, t); err != nil {
 		t.end()
 		return nil, err
