@@ -21,6 +21,7 @@ type Report struct {
 	// KeySpecs are tried if a domain is here, else judged by their mechanisms.
 	KeySpecs    []KeySpecCheck `json:"keySpecs,omitempty"`
 	Answers     []AnswerCheck  `json:"knownAnswers,omitempty"`
+	Wraps       []WrapCheck    `json:"wraps,omitempty"`
 	IVs         []IVCheck      `json:"ivs,omitempty"`
 	Rules       []RuleCheck    `json:"attributeRules,omitempty"`
 	Rates       []RateCheck    `json:"rates,omitempty"`
@@ -72,7 +73,8 @@ func (r *Report) add(severity, format string, args ...any) {
 	r.Findings = append(r.Findings, Finding{severity, fmt.Sprintf(format, args...)})
 }
 
-// needs lists the mechanisms with the flags that make them useful.
+// needs lists the mechanisms with the flags that make them useful. Those that
+// wrap are chosen from several: see lookAtWraps.
 var needs = []struct {
 	name, purpose string
 	mechanism     uint
@@ -81,8 +83,6 @@ var needs = []struct {
 }{
 	{"CKM_AES_KEY_GEN", "making domain and backing keys", pkcs11.CKM_AES_KEY_GEN, pkcs11.CKF_GENERATE, true},
 	{"CKM_AES_GCM", "encrypting and decrypting", pkcs11.CKM_AES_GCM, pkcs11.CKF_ENCRYPT | pkcs11.CKF_DECRYPT, true},
-	{"CKM_AES_KEY_WRAP", "wrapping AES backing keys", pkcs11.CKM_AES_KEY_WRAP, pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP, true},
-	{"CKM_AES_KEY_WRAP_PAD", "wrapping secrets of access keys and private keys", pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP, true},
 	{"CKM_GENERIC_SECRET_KEY_GEN", "making the MAC key of database rows", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKF_GENERATE, true},
 	{"CKM_SHA256_HMAC", "MACs of database rows and signatures of requests", pkcs11.CKM_SHA256_HMAC, pkcs11.CKF_SIGN | pkcs11.CKF_VERIFY, true},
 	{"CKM_AES_CMAC", "check values of AES keys", pkcs11.CKM_AES_CMAC, pkcs11.CKF_SIGN, true},
@@ -91,8 +91,10 @@ var needs = []struct {
 
 // Examine looks at what cfg names and says what is missing and what that
 // means. It works with whatever is there: the error is set only if ctx ended.
-// The PIN is tried at most once.
-func Examine(ctx context.Context, cfg Config) (Report, error) {
+// The PIN is tried at most once. known are the proofs, by domain, of the
+// generations that several members hold; a domain that is not in it could not
+// be asked for, so that its copies are neither believed nor held against it.
+func Examine(ctx context.Context, cfg Config, known map[DomainID]Proofs) (Report, error) {
 	r := Report{Module: cfg.Module}
 	if err := ctx.Err(); err != nil {
 		return r, err
@@ -110,7 +112,8 @@ func Examine(ctx context.Context, cfg Config) (Report, error) {
 	defer t.Close() //nolint:errcheck // only read from
 	r.LoggedIn = true
 	r.tryIVs(ctx, t)
-	r.lookInside(ctx, t)
+	r.tryWraps(ctx, t)
+	r.lookInside(ctx, t, known)
 	r.tryAnswers(ctx, t)
 	r.tryRules(ctx, t)
 	r.tryRates(t)
@@ -180,9 +183,10 @@ func (r *Report) lookAtMechanisms(m *module, s slot) {
 			r.add(SeverityWarning, "the token has no %s: no %s", need.name, need.purpose)
 		}
 	}
+	r.lookAtWraps(m, s)
 }
 
-func (r *Report) lookInside(ctx context.Context, t *Token) {
+func (r *Report) lookInside(ctx context.Context, t *Token, known map[DomainID]Proofs) {
 	if err := t.Ping(ctx); err != nil {
 		r.add(SeverityError, "asking for random bytes: %v", err)
 	}
@@ -192,7 +196,8 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 	}
 	for _, id := range ids {
 		r.Domains = append(r.Domains, id.String())
-		d, err := t.OpenDomain(ctx, id)
+		proofs, asked := known[id]
+		d, err := t.OpenProved(ctx, id, proofs)
 		if err == nil {
 			r.lookAtGenerations(ctx, d)
 		}
@@ -201,7 +206,7 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 			r.tryKeySpecs(d)
 			r.tryImports(d)
 		case err == nil:
-		case errors.Is(err, ErrNoDomain):
+		case errors.Is(err, ErrNoDomain), errors.Is(err, errOutside) && !asked:
 			r.add(SeverityWarning, "%v", err)
 		default:
 			r.add(SeverityError, "%v", err)
