@@ -12,7 +12,7 @@ import (
 )
 
 // lengths are the functions that tell a length of what they were asked for.
-var lengths = strings.Fields(`C_FindObjects C_GetAttributeValue C_Encrypt C_Decrypt C_Sign`)
+var lengths = strings.Fields(`C_FindObjects C_GetAttributeValue C_Encrypt C_Decrypt C_Sign C_WrapKey`)
 
 // TestLengthsAreChecked: a length beyond the buffer is the device's fault, which
 // costs the call another try and nothing else.

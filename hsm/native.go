@@ -104,7 +104,7 @@ func (n native) random(session pkcs11.SessionHandle, out []byte) uint {
 func (n native) wrap(mechanism uint, session pkcs11.SessionHandle, wrapper, key pkcs11.ObjectHandle, out []byte) (int, uint) {
 	outPtr, outLen := bytesOf(out)
 	r := C.trent_wrap(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(wrapper), C.ck_ulong(key), outPtr, outLen)
-	return int(r.length), uint(r.code)
+	return written(r, out)
 }
 
 // use signs in, or decrypts it, by any mechanism. parameters are as the
