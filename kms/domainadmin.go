@@ -285,8 +285,13 @@ func Safe(g store.DomainGeneration) error {
 }
 
 // Activate makes a generation the one that wraps and seals what is new. Every
-// host follows within a second. It can be called again.
+// host follows within a second. It can be called again. One that was enrolled is
+// activated by Enrol.
 func (a *DomainAdmin) Activate(ctx context.Context, number int64) error {
+	return a.activate(ctx, number, false)
+}
+
+func (a *DomainAdmin) activate(ctx context.Context, number int64, enrolled bool) error {
 	g, err := a.load(ctx)
 	if err != nil {
 		return err
@@ -301,6 +306,8 @@ func (a *DomainAdmin) Activate(ctx context.Context, number int64) error {
 		return nil
 	case next.State != store.GenerationCreated:
 		return fmt.Errorf("generation %d is %s: only a new one can be activated; make one with `trent domain rotate`", number, next.State)
+	case next.Proof != "" && !enrolled:
+		return fmt.Errorf("generation %d was enrolled, and the enrolment keys that its copies came with may still be on the tokens: finish it with `trent domain enrol`, which destroys them first", number)
 	}
 	if err := Safe(*next); err != nil {
 		return err

@@ -48,7 +48,7 @@ func (m *DomainMembers) Enrol(ctx context.Context, confirmed []string) error {
 		}
 		failpoint.Hit("enrol.dropped")
 	}
-	return m.Activate(ctx, number)
+	return m.activate(ctx, number, true)
 }
 
 // complete demands that all members are at hand: one that is left out could not
