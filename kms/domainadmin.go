@@ -112,14 +112,22 @@ func (g *generations) in(state string) *store.DomainGeneration {
 
 // write commits g with a record of the event.
 func (a *DomainAdmin) write(ctx context.Context, g *generations, event string, concerns *store.DomainGeneration) error {
-	return a.writeOf(ctx, g, event, struct {
-		Generation int64    `json:"domainKeyGeneration"`
-		Profile    string   `json:"profile"`
-		State      string   `json:"state"`
-		Tokens     []string `json:"tokens"`
-		Operator   string   `json:"operator"`
-		Token      string   `json:"token"`
-	}{concerns.Number, concerns.Profile, concerns.State, concerns.Tokens(), a.Operator, a.Serial})
+	return a.writeOf(ctx, g, event, a.eventOf(concerns, nil))
+}
+
+// generationEvent is what happens to a generation, in the audit log.
+type generationEvent struct {
+	Generation int64    `json:"domainKeyGeneration"`
+	Profile    string   `json:"profile"`
+	State      string   `json:"state"`
+	Tokens     []string `json:"tokens"`
+	Gone       []string `json:"gone,omitempty"` // tokens, as the operator says
+	Operator   string   `json:"operator"`
+	Token      string   `json:"token"` // that seals
+}
+
+func (a *DomainAdmin) eventOf(g *store.DomainGeneration, gone []string) generationEvent {
+	return generationEvent{g.Number, g.Profile, g.State, g.Tokens(), gone, a.Operator, a.Serial}
 }
 
 func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string, what any) error {
