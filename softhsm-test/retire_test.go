@@ -64,6 +64,11 @@ func TestEnrolmentSetBack(t *testing.T) {
 	back.holds(t, map[string][]int{"first": {1}, "second": nil})
 	back.mustDomain(t, append([]string{"enrol"}, back.compared(t, "3", "first", "second")...)...)
 	back.holds(t, map[string][]int{"first": {1, 3}, "second": {3}})
+
+	// The new member's token alone knows that there is a deployment, although no
+	// host has had the member yet.
+	back.members(t, map[string]string{"second": second})
+	back.wantNotSetUpAgain(t)
 }
 
 // TestRetireWithoutToken: a token that is no more, or has another serial number
