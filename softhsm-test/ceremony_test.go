@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/trent-kms/trent/internal/testenv"
 )
@@ -180,6 +181,38 @@ func TestCeremony(t *testing.T) {
 	wantTranscript(t, at("recovery.txt"), []string{"access key " + d.admin.ID + " of admin opens", "generation 2: active"}, d.admin.Secret)
 	restored.serve(t)
 	wantDecrypt(t, restored.client(t), blob, marker, nil)
+}
+
+// TestCeremonyInterrupted: Ctrl-C at a question is a no.
+func TestCeremonyInterrupted(t *testing.T) {
+	d := prepare(t, testenv.Postgres(t))
+	d.endWith(t)
+	path := filepath.Join(d.dir, "interrupted.txt")
+	cmd := d.command(t, "ceremony", "setup", "--credentials", filepath.Join(d.dir, "admin.env"), "--transcript", path)
+	must(cmd.StdinPipe())(t)
+	display := must(cmd.StdoutPipe())(t)
+	var log strings.Builder
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	unheard := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer unheard.Stop()
+	var seen strings.Builder
+	for buf := make([]byte, 4096); ; {
+		n, err := display.Read(buf)
+		seen.Write(buf[:n])
+		if strings.HasSuffix(seen.String(), "\n   > ") {
+			_ = cmd.Process.Signal(os.Interrupt)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(log.String(), "the ceremony was abandoned") {
+		t.Errorf("%v\n%s%s", err, &seen, &log)
+	}
+	wantTranscript(t, path, []string{"interrupted at: Who is present", "the ceremony did not come to its end"}, userPIN)
 }
 
 // TestCeremonyRehearsal needs nothing but the programs.

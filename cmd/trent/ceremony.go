@@ -34,8 +34,8 @@ type transcriptFlag struct {
 }
 
 // conducted runs a ceremony from the terminal.
-func (f transcriptFlag) conducted(do func(t *transcript) error) error {
-	t, err := openTranscript(f.Transcript, os.Stdin, os.Stdout)
+func (f transcriptFlag) conducted(ctx context.Context, do func(t *transcript) error) error {
+	t, err := openTranscript(ctx, f.Transcript, os.Stdin, os.Stdout)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (c *ceremonySetupCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		return s.setup(ctx, c.deploymentSettings, c.Admin, c.Credentials)
 	})
@@ -100,7 +100,7 @@ func (c *ceremonyBackupCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		if err := s.present(); err != nil {
 			return err
@@ -129,7 +129,7 @@ func (c *ceremonyRecoveryCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		if err := s.present(); err != nil {
 			return err

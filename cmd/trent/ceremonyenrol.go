@@ -30,7 +30,7 @@ func (c *ceremonyEnrolCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		if err := s.present(); err != nil {
 			return err
