@@ -40,7 +40,6 @@ type DomainKeys interface {
 	Generations(ctx context.Context) ([]hsm.Generation, error)
 	DestroyGeneration(ctx context.Context, generation uint32, keepMAC bool) error
 	DropEnrolmentKey(ctx context.Context, generation uint32) error
-	CheckValue(ctx context.Context, ekt hsm.EKT) ([]byte, error)
 }
 
 // maker makes a generation that one member holds alone.

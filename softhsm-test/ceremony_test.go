@@ -12,6 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
 	"github.com/trent-kms/trent/internal/testenv"
 )
 
@@ -171,6 +174,8 @@ func TestCeremony(t *testing.T) {
 	}
 	wantTranscript(t, at("backup.txt"), []string{"confirmed for generation 2"})
 	d.mustDomain(t, "activate", "--generation", "2")
+	d.followed(t, 2, c)
+	pair := must(c.CreateKey(t.Context(), &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeSignVerify}))(t)
 
 	restored := d.restore(t)
 	id := transcribedID.FindStringSubmatch(text)[1]
@@ -178,7 +183,12 @@ func TestCeremony(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, screen)
 	}
-	wantTranscript(t, at("recovery.txt"), []string{"access key " + d.admin.ID + " of admin opens", "generation 2: active"}, d.admin.Secret)
+	wantTranscript(t, at("recovery.txt"), []string{
+		"access key " + d.admin.ID + " of admin opens", "generation 2: active",
+		"generation 1, class aes: a key of KMS key " + *key.KeyId + " opens",
+		"generation 1, class private: no KMS key has one, so there is none to try",
+		"generation 2, class private: a key of KMS key " + *pair.KeyMetadata.KeyId + " opens",
+	}, d.admin.Secret)
 	restored.serve(t)
 	wantDecrypt(t, restored.client(t), blob, marker, nil)
 }

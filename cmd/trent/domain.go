@@ -79,6 +79,7 @@ type domainSession struct {
 	kms.DomainAdmin
 	domainConfig
 	token      *hsm.Token
+	own        *hsm.Member // is Member
 	deployment store.Deployment
 }
 
@@ -109,9 +110,10 @@ func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.Member, err = d.token.OpenProved(ctx, d.deployment.ID, known); err != nil {
+	if d.own, err = d.token.OpenProved(ctx, d.deployment.ID, known); err != nil {
 		return nil, err //nolint:wrapcheck // says it all
 	}
+	d.Member = d.own
 	d.DB.SetSealer(d.deployment.ID, d.Member)
 	if d.deployment, err = d.DB.Deployment(ctx); err != nil {
 		return nil, fmt.Errorf("verifying the deployment row: %w", err)
