@@ -93,6 +93,9 @@ type field struct {
 	lower string // name with its first letter in lower case
 	index int
 	plan  *plan
+
+	// unrecorded is true of what no audit record may show.
+	unrecorded bool
 }
 
 var (
@@ -161,7 +164,10 @@ func (p *plan) addFields(t reflect.Type) error {
 		if err != nil {
 			return fmt.Errorf("member %s: %w", f.Name, err)
 		}
-		wire := field{name: f.Name, quote: `"` + f.Name + `":`, lower: lowerFirst(f.Name), index: i, plan: member}
+		wire := field{
+			name: f.Name, quote: `"` + f.Name + `":`, lower: lowerFirst(f.Name), index: i, plan: member,
+			unrecorded: member.kind == kindBlob || theModel().sensitive[f.Name],
+		}
 		p.fields = append(p.fields, wire)
 		p.byName[f.Name] = wire
 	}

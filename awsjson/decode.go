@@ -30,10 +30,10 @@ func Decode(body []byte, in any) error {
 		return nil
 	}
 	d := decoders.Get().(*decoder)
-	d.json.Reset(bytes.NewBuffer(body))
+	d.read(body)
 	err = d.document(p, value)
 	// The body holds plaintext: the pool must not keep it alive.
-	d.json.Reset(bytes.NewBuffer(nil))
+	d.read(nil)
 	clear(d.scratch[:cap(d.scratch)])
 	if cap(d.scratch) > maxScratch {
 		d.scratch = nil
@@ -47,12 +47,20 @@ const maxScratch = 4096
 
 type decoder struct {
 	json    *jsontext.Decoder
-	scratch []byte // unquoted text of the string at hand
+	source  bytes.Buffer // what json reads, in place
+	scratch []byte       // unquoted text of the string at hand
 }
 
 var decoders = sync.Pool{New: func() any {
-	return &decoder{json: jsontext.NewDecoder(bytes.NewBuffer(nil)), scratch: make([]byte, 0, 256)}
+	d := &decoder{scratch: make([]byte, 0, 256)}
+	d.json = jsontext.NewDecoder(&d.source)
+	return d
 }}
+
+func (d *decoder) read(body []byte) {
+	d.source = *bytes.NewBuffer(body)
+	d.json.Reset(&d.source)
+}
 
 func (d *decoder) document(p *plan, v reflect.Value) error {
 	if k := d.json.PeekKind(); k != jsontext.KindBeginObject {

@@ -93,14 +93,22 @@ func appendValue(dst []byte, p *plan, v reflect.Value) ([]byte, error) {
 // appendString takes the short way for the printable ASCII that nearly all
 // strings in KMS are.
 func appendString(dst []byte, s string) ([]byte, error) {
-	for i := range len(s) {
-		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
-			return jsontext.AppendQuote(dst, s)
-		}
+	if !plain(s) {
+		return jsontext.AppendQuote(dst, s)
 	}
 	dst = append(dst, '"')
 	dst = append(dst, s...)
 	return append(dst, '"'), nil
+}
+
+// plain reports whether JSON has s as it is.
+func plain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
+			return false
+		}
+	}
+	return true
 }
 
 // appendTimestamp writes epoch seconds with a fraction, in milliseconds.
@@ -165,6 +173,9 @@ func size(p *plan, v reflect.Value) int {
 func valueSize(p *plan, v reflect.Value) int {
 	switch p.kind {
 	case kindString, kindEnum:
+		if plain(v.String()) {
+			return 2 + v.Len()
+		}
 		return 2 + 6*v.Len() // every byte might become \u00XX
 	case kindBlob:
 		return 2 + base64.StdEncoding.EncodedLen(v.Len())

@@ -25,7 +25,7 @@ func appendMembers(dst []byte, p *plan, v reflect.Value, wanted func(name string
 	start := len(dst)
 	for i := range p.fields {
 		f := &p.fields[i]
-		if !wanted(f.name) || unrecorded(f) {
+		if !wanted(f.name) || f.unrecorded {
 			continue
 		}
 		member, ok := present(f.plan, v.Field(f.index))
@@ -41,10 +41,6 @@ func appendMembers(dst []byte, p *plan, v reflect.Value, wanted func(name string
 		dst = appendMember(dst, f.plan, member)
 	}
 	return append(dst, '}')
-}
-
-func unrecorded(f *field) bool {
-	return f.plan.kind == kindBlob || theModel().sensitive[f.name]
 }
 
 func appendMember(dst []byte, p *plan, v reflect.Value) []byte {

@@ -65,7 +65,7 @@ func AppendHeader(dst []byte, h Header) ([]byte, error) {
 	if !ok {
 		return dst, fmt.Errorf("encoding key id %q: %w", h.KeyID, ErrInvalid)
 	}
-	dst = append(dst, version, kind)
+	dst = append(slices.Grow(dst, ivLengthAt), version, kind)
 	dst = append(dst, id[:]...)
 	return append(dst, h.BackingKey[:]...), nil
 }
@@ -184,6 +184,14 @@ func packKeyID(s string) (kind byte, id [16]byte, ok bool) {
 	}
 	_, err := hex.Decode(id[:], digits[:])
 	return kind, id, err == nil
+}
+
+// ValidKeyID reports whether s is what AWS takes for a key id: a lower-case
+// UUID with dashes, or "mrk-" and 32 lower-case hex digits for a multi-Region
+// key.
+func ValidKeyID(s string) bool {
+	_, _, ok := packKeyID(s)
+	return ok
 }
 
 func unpackKeyID(kind byte, id [16]byte) (string, bool) {

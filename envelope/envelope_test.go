@@ -8,6 +8,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -287,5 +288,23 @@ func BenchmarkAAD(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		AAD(header, context)
+	}
+}
+
+func TestValidKeyID(t *testing.T) {
+	for _, id := range []string{uuidKey, mrkKey} {
+		if !ValidKeyID(id) {
+			t.Errorf("%q is refused", id)
+		}
+		for i := range len(id) {
+			for _, c := range []string{"g", "F", "-", ":", "\x00", "é", ""} {
+				if other := id[:i] + c + id[i+1:]; other != id && ValidKeyID(other) {
+					t.Errorf("%q is accepted", other)
+				}
+			}
+		}
+		if ValidKeyID(id+"0") || ValidKeyID(id+"\n") || ValidKeyID(strings.ToUpper(id)) {
+			t.Errorf("%q is accepted with more behind it, or in upper case", id)
+		}
 	}
 }

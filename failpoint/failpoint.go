@@ -53,6 +53,7 @@ var Points = []string{
 	"enrol.proved",    // all do, no row says so
 	"enrol.enrolled",  // rows committed
 	"enrol.dropped",   // an enrolment key destroyed
+	"enrol.accesskey", // row of another access key committed, its secret not shown
 	"enrol.removed",   // row of a removed member committed, its keys still there
 	"enrol.destroyed", // a generation of the removed member destroyed
 

@@ -262,10 +262,12 @@ func (s *session) tryMechanismsOnUnwrap() error {
 		return err
 	}
 	defer s.destroy(object)
-	if _, _, err := s.sealProbe(object, s.t.ivs()); err == nil {
-		return fmt.Errorf("using a key by another mechanism succeeds: %w", errBroken)
-	}
-	return nil
+	return s.mustNotSeal("using a key by another mechanism", object)
+}
+
+func (s *session) mustNotSeal(what string, key pkcs11.ObjectHandle) error {
+	_, _, err := s.sealProbe(key, s.t.ivs())
+	return s.mustRefuse(what, err)
 }
 
 func (s *session) trySessionObjects() error {
@@ -278,11 +280,14 @@ func (s *session) trySessionObjects() error {
 	if err != nil {
 		return err
 	}
-	if _, _, err := s.sealProbe(key, s.t.ivs()); err == nil {
-		s.destroy(key)
-		return fmt.Errorf("using a key after its session was closed succeeds: %w", errBroken)
+	err = s.mustNotSeal("using a key after its session was closed", key)
+	if code, ok := codeOf(err); ok && classify(code) == classHandle {
+		return nil // which says that the object is no more
 	}
-	return nil
+	if errors.Is(err, errBroken) {
+		s.destroy(key)
+	}
+	return err
 }
 
 func (s *session) tryOddLength() error {

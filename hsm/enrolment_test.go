@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -250,6 +251,49 @@ func TestPlantedCopy(t *testing.T) {
 	}
 	if err := a.SetActive(ctx, 2); !errors.Is(err, ErrNoGeneration) {
 		t.Errorf("proved by nothing: %v", err)
+	}
+}
+
+// TestExamineCopies: copies are believed by their proof and by nothing else,
+// and held against nobody who could not be asked for it.
+func TestExamineCopies(t *testing.T) {
+	members := newMembers(t, 2)
+	proof := enrolled(t, members...).Proof
+	severities := func(cfg Config, known map[DomainID]Proofs) (errs, warnings string) {
+		r, err := Examine(t.Context(), cfg, known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range r.Findings {
+			if f.Severity == SeverityError {
+				errs += f.Text
+			} else {
+				warnings += f.Text
+			}
+		}
+		return errs, warnings
+	}
+	proved, none := map[DomainID]Proofs{testDomain: {2: proof}}, map[DomainID]Proofs{testDomain: {}}
+	for i, m := range members {
+		cfg := m.t.cfg
+		if errs, warnings := severities(cfg, proved); errs != "" || strings.Contains(warnings, "outside") || !strings.Contains(warnings, "generation 2 are of the locked profile") {
+			t.Errorf("member %d, proved: errors %q, warnings %q", i, errs, warnings)
+		}
+		if errs, warnings := severities(cfg, nil); errs != "" || !strings.Contains(warnings, "`trent doctor` with the database's URL") {
+			t.Errorf("member %d, without a database: errors %q, warnings %q", i, errs, warnings)
+		}
+	}
+	b := members[1]
+	if errs, _ := severities(b.t.cfg, none); !strings.Contains(errs, "not made by Trent") {
+		t.Errorf("copies that the database does not know: errors %q", errs)
+	}
+	plant(t, b, domainKeyRole(classGeneric))
+	if errs, _ := severities(b.t.cfg, proved); !strings.Contains(errs, "somebody put another in its place") {
+		t.Errorf("a planted key: errors %q", errs)
+	}
+	plant(t, members[0], macRole)
+	if errs, _ := severities(members[0].t.cfg, proved); !strings.Contains(errs, "generation 2: ") {
+		t.Errorf("a planted key beside a generation that is whole: errors %q", errs)
 	}
 }
 

@@ -91,8 +91,10 @@ var needs = []struct {
 
 // Examine looks at what cfg names and says what is missing and what that
 // means. It works with whatever is there: the error is set only if ctx ended.
-// The PIN is tried at most once.
-func Examine(ctx context.Context, cfg Config) (Report, error) {
+// The PIN is tried at most once. known are the proofs, by domain, of the
+// generations that several members hold; a domain that is not in it could not
+// be asked for, so that its copies are neither believed nor held against it.
+func Examine(ctx context.Context, cfg Config, known map[DomainID]Proofs) (Report, error) {
 	r := Report{Module: cfg.Module}
 	if err := ctx.Err(); err != nil {
 		return r, err
@@ -110,7 +112,7 @@ func Examine(ctx context.Context, cfg Config) (Report, error) {
 	defer t.Close() //nolint:errcheck // only read from
 	r.LoggedIn = true
 	r.tryIVs(ctx, t)
-	r.lookInside(ctx, t)
+	r.lookInside(ctx, t, known)
 	r.tryAnswers(ctx, t)
 	r.tryRules(ctx, t)
 	r.tryRates(t)
@@ -182,7 +184,7 @@ func (r *Report) lookAtMechanisms(m *module, s slot) {
 	}
 }
 
-func (r *Report) lookInside(ctx context.Context, t *Token) {
+func (r *Report) lookInside(ctx context.Context, t *Token, known map[DomainID]Proofs) {
 	if err := t.Ping(ctx); err != nil {
 		r.add(SeverityError, "asking for random bytes: %v", err)
 	}
@@ -192,7 +194,8 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 	}
 	for _, id := range ids {
 		r.Domains = append(r.Domains, id.String())
-		d, err := t.OpenDomain(ctx, id)
+		proofs, asked := known[id]
+		d, err := t.OpenProved(ctx, id, proofs)
 		if err == nil {
 			r.lookAtGenerations(ctx, d)
 		}
@@ -201,7 +204,7 @@ func (r *Report) lookInside(ctx context.Context, t *Token) {
 			r.tryKeySpecs(d)
 			r.tryImports(d)
 		case err == nil:
-		case errors.Is(err, ErrNoDomain):
+		case errors.Is(err, ErrNoDomain), errors.Is(err, errOutside) && !asked:
 			r.add(SeverityWarning, "%v", err)
 		default:
 			r.add(SeverityError, "%v", err)

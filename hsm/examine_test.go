@@ -7,13 +7,15 @@ import (
 	"testing"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/trent-kms/trent/internal/faultshim"
 )
 
 // TestExamineTries: on SoftHSM every vector comes out right, every rule that
 // guards keys holds, and what does not hold is said.
 func TestExamineTries(t *testing.T) {
 	d := newDomain(t, nil)
-	r, err := Examine(t.Context(), d.t.cfg)
+	r, err := Examine(t.Context(), d.t.cfg, nil)
 	if err != nil || !r.Usable() {
 		t.Fatalf("got %v, %+v", err, r.Findings)
 	}
@@ -98,6 +100,40 @@ func TestRefusals(t *testing.T) {
 	}
 	if err := (*session)(nil).mustRefuse("trying", nil); !errors.Is(err, errBroken) {
 		t.Errorf("what succeeds: %v", err)
+	}
+}
+
+// TestFailuresAreNoRefusals: nor does a try to use a key that must be of no use.
+func TestFailuresAreNoRefusals(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	tries := map[string]func(*session) error{
+		"session objects": (*session).trySessionObjects,
+		"mechanisms": func(s *session) error {
+			key, err := s.throwAwayKey(attr(pkcs11.CKA_ENCRYPT, false))
+			if err != nil {
+				return err
+			}
+			defer s.destroy(key)
+			return s.mustNotSeal("using a key by another mechanism", key)
+		},
+	}
+	for name, try := range tries {
+		for code, want := range map[uint]bool{pkcs11.CKR_OK: true, pkcs11.CKR_DEVICE_ERROR: false, pkcs11.CKR_HOST_MEMORY: false, pkcs11.CKR_USER_NOT_LOGGED_IN: false} {
+			err := d.t.onKeeperRetrying(t.Context(), func(s *session) (err error) {
+				if code != pkcs11.CKR_OK {
+					shim.Set("C_EncryptInit", faultshim.Fault{Action: faultshim.Fail, Code: code, Times: 1})
+					defer shim.Clear()
+				}
+				// Not the error itself, or the token would be recovered from it.
+				if got := try(s); (got == nil) != want || errors.Is(got, errBroken) {
+					t.Errorf("%s, %s: %v", name, codeName(code), got)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }
 

@@ -185,6 +185,7 @@ func (d *Member) find(s *session, active uint32, before *domainKeys) (_ *domainK
 				continue
 			}
 		}
+		s.t.module.getsOn()
 		if keys.generations[number], err = s.examineGeneration(d.id, number, roles, proofs[number], keys.probe); err != nil {
 			return nil, err
 		}

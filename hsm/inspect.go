@@ -78,9 +78,20 @@ func (s *session) inspectMAC(g *generationKeys, key pkcs11.ObjectHandle) error {
 	return s.inspectFlags(macRole, key, g.secretFlags(pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY))
 }
 
+// errOutside is ErrDomainConflict of keys that were not made where they are:
+// copies, which only a Proof can tell from planted ones.
+var errOutside = fmt.Errorf("%w: a domain key or MAC key came from outside. If this token was enrolled together with others, `trent doctor` with the database's URL, or `trent domain members`, proves it; else it was not made by Trent: do not use this token before you know why", ErrDomainConflict)
+
 // inspectKind demands a 256-bit secret key of the type. Of a shared one the
 // proof knows the size, and SoftHSM does not.
 func (s *session) inspectKind(g *generationKeys, role string, key pkcs11.ObjectHandle, keyType uint) error {
+	if !g.Shared { // before its kind: SoftHSM does not tell a copy's size
+		if copied, err := s.flag(key, pkcs11.CKA_LOCAL, false); err != nil {
+			return fmt.Errorf("inspecting the %s key: %w", role, err)
+		} else if copied {
+			return fmt.Errorf("%w: the %s key is not CKA_LOCAL", errOutside, role)
+		}
+	}
 	kind := []*pkcs11.Attribute{attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, keyType)}
 	if !g.Shared {
 		kind = append(kind, attr(pkcs11.CKA_VALUE_LEN, aesKeySize))
@@ -136,8 +147,7 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, wanted []*p
 			return fmt.Errorf("inspecting the %s key: %w", role, err)
 		}
 		if !ok && slices.Contains(histories, a.Type) {
-			return fmt.Errorf("%w: attribute 0x%X says that the %s key came from outside. If this token was enrolled together with others, `trent domain members` proves it by the database; else it was not made by Trent: do not use this token before you know why",
-				ErrDomainConflict, a.Type, role)
+			return fmt.Errorf("%w: attribute 0x%X of the %s key", errOutside, a.Type, role)
 		}
 		if !ok {
 			return fmt.Errorf("%w: attribute 0x%X of the %s key is not %t; it was not made by Trent or was changed: do not use this token before you know why",

@@ -174,7 +174,7 @@ func TestExamineIVs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := shimmed(t, test.differences...)
-			r, err := Examine(t.Context(), cfg)
+			r, err := Examine(t.Context(), cfg, nil)
 			if err != nil || !r.Usable() {
 				t.Fatalf("%v, %+v", err, r.Findings)
 			}
@@ -199,7 +199,7 @@ func TestExamineIVs(t *testing.T) {
 	}
 	cfg := shimmed(t, ivshim.Written)
 	cfg.IVSource = IVProcess
-	if r, err := Examine(t.Context(), cfg); err != nil || r.Usable() {
+	if r, err := Examine(t.Context(), cfg, nil); err != nil || r.Usable() {
 		t.Errorf("a source that the device has not: %v, %+v", err, r.Findings)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThalesGroup/crypto11"
@@ -34,6 +35,10 @@ type module struct {
 	mending bool      // whether mend runs
 	rests   time.Time // when the next recovery may begin
 	strikes int       // recoveries that followed each other soon
+
+	// moved is when the attempt to recover that runs last got on, in
+	// nanoseconds; 0 = none runs, or it waits for calls.
+	moved atomic.Int64
 }
 
 // modules is process-wide state because PKCS#11 libraries are.
@@ -224,6 +229,7 @@ func (m *module) dial(cfg Config) (slot, *crypto11.Context, error) {
 	if err := m.look(find); err != nil {
 		return slot{}, nil, err
 	}
+	m.getsOn()
 	if err := loginAllowed(chosen, cfg.PIN); err != nil {
 		return slot{}, nil, err
 	}
@@ -231,6 +237,7 @@ func (m *module) dial(cfg Config) (slot, *crypto11.Context, error) {
 	if err != nil {
 		return slot{}, nil, err
 	}
+	m.getsOn()
 	// Slot numbers may have moved with the new initialisation.
 	if err := find(); err != nil {
 		m.users--

@@ -100,3 +100,9 @@ func (s *session) makeTrustedKey(id DomainID, number uint32, c keyClass) error {
 	}
 	return deviceError("generating", err)
 }
+
+// ProveOfficer shows that officer is the PIN of the token's security officer,
+// under the conditions of MakeTrustedKeys.
+func ProveOfficer(ctx context.Context, cfg Config, officer PIN) error {
+	return asOfficer(ctx, cfg, officer, func(*session) error { return nil })
+}

@@ -15,6 +15,8 @@ func (r *Report) lookAtGenerations(ctx context.Context, d *Member) {
 			r.add(SeverityWarning, "domain keys of generation %d are of the locked profile: keys in use can never be taken out, but whoever holds the PIN can take out keys that he makes himself, and keys stay under the generation that they were made with", g.Number)
 		case g.Whole && g.Public:
 			r.add(SeverityWarning, "domain keys of generation %d are trusted, but public objects, which this token may keep unencrypted: for tests only", g.Number)
+		case !g.Whole && g.Shared:
+			r.add(SeverityError, "domain keys of generation %d: %s", g.Number, g.Why)
 		case !g.Whole && !g.Retired:
 			r.add(SeverityWarning, "domain keys of generation %d: %s", g.Number, g.Why)
 		}

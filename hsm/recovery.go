@@ -81,7 +81,9 @@ func (m *module) mend() {
 	pause := firstPause
 	for attempt := 0; ; attempt++ {
 		m.mu.Lock()
+		m.moved.Store(time.Now().UnixNano())
 		down := m.attempt(m.takePleas(), attempt)
+		m.moved.Store(0)
 		m.mu.Unlock()
 		if !down && m.finished() {
 			return
@@ -89,6 +91,23 @@ func (m *module) mend() {
 		time.Sleep(jittered(pause))
 		pause = min(2*pause, longestPause)
 	}
+}
+
+// getsOn notes that an attempt to recover, if one runs, is not stuck in the
+// library.
+func (m *module) getsOn() {
+	if m.moved.Load() != 0 {
+		m.moved.Store(time.Now().UnixNano())
+	}
+}
+
+// stuck is for how long an attempt to recover has not got on.
+func (m *module) stuck(now time.Time) time.Duration {
+	moved := m.moved.Load()
+	if moved == 0 {
+		return 0
+	}
+	return now.Sub(time.Unix(0, moved))
 }
 
 // takePleas leaves out what was heard already.
@@ -214,7 +233,11 @@ func (t *Token) takeDown() {
 		return
 	}
 	start := time.Now()
+	recovers := t.module.moved.Swap(0) != 0 // the calls that it waits for have limits of their own
 	t.using.Lock()
+	if recovers {
+		t.module.moved.Store(time.Now().UnixNano())
+	}
 	t.down, t.downSince = true, start
 }
 
@@ -278,16 +301,19 @@ func (t *Token) reopen() error {
 		if err := s.open(); err != nil {
 			return err
 		}
+		t.module.getsOn()
 	}
 	if err := t.keeperSession.login(); err != nil {
 		return err
 	}
+	t.module.getsOn()
 	t.epoch.Add(1)
 	t.stats.epoch.Set(float64(t.epoch.Load()))
 	for _, revive := range t.revivers.list() {
 		if err := revive(t.keeperSession); err != nil {
 			return fmt.Errorf("looking for the domain's keys: %w", err)
 		}
+		t.module.getsOn()
 	}
 	return nil
 }

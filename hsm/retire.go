@@ -30,24 +30,32 @@ func (w *worker) watchMemory() {
 const deviceInterval = 50 * time.Millisecond
 
 // watchDevice ends this process when a call to the device hangs: the thread
-// that is in it cannot be stopped by anything else.
+// that is in it cannot be stopped by anything else. Of a recovery each step may
+// take as long as a call: until it is through no call comes to the device, so
+// that nothing else would show that it hangs.
 func (w *worker) watchDevice() {
 	limits := w.settings.Limits
 	for now := range time.Tick(deviceInterval) {
+		if w.token.module.stuck(now) > limits.Call {
+			w.hung("a recovery of the HSM hangs: ending the worker", limits.Call)
+		}
 		for _, l := range w.token.lanes() {
 			limit := limits.Call
 			if l == w.token.maker {
 				limit = limits.Make
 			}
-			if l.longest(now) <= limit {
-				continue
+			if l.longest(now) > limit {
+				w.hung("a call to the HSM hangs: ending the worker", limit)
 			}
-			w.log.Error("a call to the HSM hangs: ending the worker", "limit", limit)
-			_ = w.out.reply(0, statusNotice, &reply{number: noticeHung})
-			time.Sleep(deviceInterval) // for the notice; the other end kills at once
-			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 	}
+}
+
+func (w *worker) hung(what string, limit time.Duration) {
+	w.log.Error(what, "limit", limit)
+	_ = w.out.reply(0, statusNotice, &reply{number: noticeHung})
+	time.Sleep(deviceInterval) // for the notice; the other end kills at once
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 }
 
 // residentMemory is this process's, in bytes: the second field of

@@ -47,7 +47,7 @@ func final(err error) bool {
 // The pause between two tries to open or ask a member grows to maxPause.
 const (
 	minPause = 20 * time.Millisecond
-	maxPause = 400 * time.Millisecond // with its jitter 500 ms
+	maxPause = 250 * time.Millisecond // a member that is back serves within a second, the start of its worker included
 )
 
 // pause waits, and returns how long to wait next. Jitter keeps hosts apart.

@@ -69,7 +69,7 @@ func TestWrongPIN(t *testing.T) {
 	if tries := logins.Take("C_Login"); tries != 1 {
 		t.Errorf("Open tried the wrong PIN %d times", tries)
 	}
-	if report, err := Examine(t.Context(), cfg); err != nil || report.Usable() {
+	if report, err := Examine(t.Context(), cfg, nil); err != nil || report.Usable() {
 		t.Errorf("usable with a wrong PIN; error %v", err)
 	}
 	if tries := logins.Take("C_Login"); tries != 1 {
@@ -152,7 +152,7 @@ func TestPINPrintsRedacted(t *testing.T) {
 
 func TestExamine(t *testing.T) {
 	cfg := testConfig(t)
-	r, err := Examine(t.Context(), cfg)
+	r, err := Examine(t.Context(), cfg, nil)
 	if err != nil || !r.Usable() || !r.LoggedIn || r.Token == nil || r.Token.Label != cfg.TokenLabel || len(r.Mechanisms) != len(needs) {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -160,7 +160,7 @@ func TestExamine(t *testing.T) {
 	if err := token.CreateDomain(t.Context(), testDomain); err != nil {
 		t.Fatal(err)
 	}
-	r, err = Examine(t.Context(), cfg) // beside a running service
+	r, err = Examine(t.Context(), cfg, nil) // beside a running service
 	if err != nil || !r.Usable() || len(r.Domains) != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
@@ -168,7 +168,7 @@ func TestExamine(t *testing.T) {
 		t.Error(err)
 	}
 	cfg.Module = "/nonexistent/libhsm.so"
-	if r, err = Examine(t.Context(), cfg); err != nil || r.Usable() || len(r.Findings) != 1 {
+	if r, err = Examine(t.Context(), cfg, nil); err != nil || r.Usable() || len(r.Findings) != 1 {
 		t.Errorf("missing module: %+v, %v", r, err)
 	}
 }
@@ -237,7 +237,7 @@ func TestLostSessions(t *testing.T) {
 // TestExamineKeySpecs: doctor names what the device lacks.
 func TestExamineKeySpecs(t *testing.T) {
 	d := newDomain(t, nil)
-	r, err := Examine(t.Context(), d.t.cfg)
+	r, err := Examine(t.Context(), d.t.cfg, nil)
 	if err != nil || len(r.KeySpecs) != len(specs) {
 		t.Fatalf("%d key specs, %v", len(r.KeySpecs), err)
 	}

@@ -95,13 +95,12 @@ func (s *Service) authorizeRef(ctx context.Context, call *Call, action string, r
 // state lets it. It returns the key, if there is one that the caller may see,
 // also when its state does not.
 func (s *Service) decide(ctx context.Context, call *Call, action string, ref keyRef, row string) (*key, error) {
-	arn := s.keyARN(ref.account, ref.region, ref.id)
 	if !s.allowed(call) {
-		return nil, denied(call, action, arn)
+		return nil, denied(call, action, s.keyARN(ref.account, ref.region, ref.id))
 	}
 	k, err := s.cache.key(ctx, s, ref)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, notFound("Key '%s' does not exist", arn)
+		return nil, notFound("Key '%s' does not exist", s.keyARN(ref.account, ref.region, ref.id))
 	}
 	if err != nil {
 		return nil, err

@@ -241,6 +241,10 @@ func (s *Service) change(ctx context.Context, call *Call, attempt func() error) 
 	return fmt.Errorf("%s: %w", call.Operation, store.ErrConflict)
 }
 
+// usualParameters has room in bytes for the requestParameters of a cryptographic
+// operation.
+const usualParameters = 192
+
 func (s *Service) record(call *Call, err error) *audit.Record {
 	model, _ := awsjson.Operation(call.Operation)
 	r := &audit.Record{
@@ -268,7 +272,7 @@ func (s *Service) record(call *Call, err error) *audit.Record {
 		r.Resources = []audit.Resource{}
 	}
 	if call.Input != nil && len(call.Recorded) > 0 {
-		r.RequestParameters = awsjson.AppendMembers(nil, call.Input, call.Recorded)
+		r.RequestParameters = awsjson.AppendMembers(make([]byte, 0, usualParameters), call.Input, call.Recorded)
 	}
 	if err != nil {
 		api := APIError(err)
@@ -306,7 +310,8 @@ func (call *Call) usedMaterial(id string) {
 
 // stringMember is a JSON object with one member.
 func stringMember(name, value string) jsontext.Value {
-	object := append(append([]byte(`{"`), name...), `":`...)
+	object := make([]byte, 0, len(name)+len(value)+len(`{"":""}`))
+	object = append(append(append(object, `{"`...), name...), `":`...)
 	object, err := jsontext.AppendQuote(object, value)
 	if err != nil { // invalid UTF-8: AppendQuote has put U+FFFD in its place
 		slog.Debug("quoting an audit value", "error", err)

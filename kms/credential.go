@@ -20,7 +20,7 @@ type credential struct {
 	mu sync.Mutex
 	// signing holds the day-scoped signing keys by region, of the last two
 	// dates asked for. Guarded by mu.
-	signing map[signingScope][]byte
+	signing map[signingScope]*sigv4.Key
 }
 
 type signingScope struct{ date, region string }
@@ -34,7 +34,7 @@ const maxSigningKeys = 64
 // HMAC-SHA-256("AWS4" ‖ secret, date); only what follows from that, which is
 // worth nothing on another day, is in our memory. Unknown and inactive access
 // keys give sigv4.ErrUnknownAccessKey.
-func (s *Service) SigningKey(ctx context.Context, accessKeyID, date, region string) ([]byte, error) {
+func (s *Service) SigningKey(ctx context.Context, accessKeyID, date, region string) (*sigv4.Key, error) {
 	cred, err := s.credential(ctx, accessKeyID)
 	if err != nil {
 		return nil, err
@@ -85,7 +85,7 @@ func (s *Service) credential(ctx context.Context, accessKeyID string) (*credenti
 	if err != nil {
 		return nil, fmt.Errorf("loading the principal of access key %s: %w", accessKeyID, orphan(err))
 	}
-	cred := &credential{accessKey: accessKey, principal: principal, signing: map[signingScope][]byte{}}
+	cred := &credential{accessKey: accessKey, principal: principal, signing: map[signingScope]*sigv4.Key{}}
 	s.cache.insert(before, func() { s.cache.accessKeys.Set(accessKeyID, cred) })
 	return cred, nil
 }

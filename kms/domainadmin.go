@@ -40,6 +40,7 @@ type DomainKeys interface {
 	Generations(ctx context.Context) ([]hsm.Generation, error)
 	DestroyGeneration(ctx context.Context, generation uint32, keepMAC bool) error
 	DropEnrolmentKey(ctx context.Context, generation uint32) error
+	secretMaker
 }
 
 // maker makes a generation that one member holds alone.
@@ -138,17 +139,7 @@ func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string,
 	if err := change.WriteDomain(ctx, g.deployment, g.before, g.all, g.membersBefore, g.members); err != nil {
 		return fmt.Errorf("sealing the generations: %w", err)
 	}
-	record := &audit.Record{
-		UserIdentity:        audit.UserIdentity{AccountID: g.deployment.Account, InvokedBy: "trent domain"},
-		EventTime:           a.now(),
-		EventName:           event,
-		EventType:           "AwsServiceEvent",
-		SourceIPAddress:     "AWS Internal",
-		UserAgent:           "trent domain",
-		ServiceEventDetails: details,
-		RecipientAccountID:  g.deployment.Account,
-	}
-	err = a.Commit(ctx, record, change)
+	err = a.Commit(ctx, a.event(g, event, details), change)
 	if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 		return fmt.Errorf("recording %s: somebody else changed the generations at the same time: look at `trent domain status`, then run this again", event)
 	}

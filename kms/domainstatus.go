@@ -23,6 +23,8 @@ type GenerationStatus struct {
 	Activated       *time.Time `json:"activated,omitempty"`
 	Superseded      *time.Time `json:"superseded,omitempty"`
 	Destroyed       *time.Time `json:"destroyed,omitempty"`
+	// Dependence is what not all members can use; nil if there is nothing.
+	Dependence *Dependence `json:"dependence,omitempty"`
 }
 
 // Status lists the generations, in order.
@@ -36,6 +38,10 @@ func (a *DomainAdmin) Status(ctx context.Context) ([]GenerationStatus, error) {
 		return nil, err //nolint:wrapcheck // says it all
 	}
 	uses, err := a.DB.GenerationUses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	dependences, err := Dependences(ctx, a.DB, g.all)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +67,11 @@ func (a *DomainAdmin) Status(ctx context.Context) ([]GenerationStatus, error) {
 			Created: row.Created, Activated: row.Activated, Superseded: row.Superseded, Destroyed: row.Destroyed,
 		})
 		delete(onToken, row.Number)
+		for i := range dependences {
+			if dependences[i].Generation == row.Number {
+				all[len(all)-1].Dependence = &dependences[i]
+			}
+		}
 	}
 	for _, h := range held {
 		if what, unknown := onToken[int64(h.Number)]; unknown {

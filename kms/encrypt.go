@@ -347,7 +347,7 @@ func (s *Service) open(ctx context.Context, k *key, b envelope.Blob, encryptionC
 // refuses although its row's MAC was right is an alarm, not the caller's fault.
 func (s *Service) fromUse(k *key, doing string, err error) error {
 	if errors.Is(err, hsm.ErrInvalidEKT) {
-		s.log.Error("the HSM refuses a stored key token: check which domain this database belongs to", "key", k.arn, "error", err)
+		s.log.Error("the HSM refuses a stored key token: look at trent domain status for who holds its generation, else check which domain this database belongs to", "key", k.arn, "error", err)
 	}
 	return fmt.Errorf("%s with %s: %w", doing, k.arn, fromDevice(err))
 }

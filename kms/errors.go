@@ -68,6 +68,8 @@ func APIError(err error) smithy.APIError {
 		return &smithy.GenericAPIError{Code: "ThrottlingException", Message: "You have exceeded the rate at which you may call KMS. Reduce the frequency of your calls.", Fault: smithy.FaultClient}
 	case errors.Is(err, hsm.ErrUnavailable):
 		return &types.KeyUnavailableException{Message: aws.String("The HSM is not available now. Try again.")}
+	case errors.Is(err, hsm.ErrNoGeneration): // a member that was lost held it, or one that is not configured
+		return &types.KeyUnavailableException{Message: aws.String("No HSM that holds the key is available now. Try again.")}
 	case errors.Is(err, store.ErrUnavailable):
 		return &types.DependencyTimeoutException{Message: aws.String("The database is not available now. Try again.")}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/go-json-experiment/json"
 
+	"github.com/trent-kms/trent/envelope"
 	"github.com/trent-kms/trent/store"
 )
 
@@ -145,7 +146,7 @@ func (s *Service) listRetirableGrants(ctx context.Context, call *Call, in *awskm
 		return nil, err
 	}
 	keyID, id, _ := strings.Cut(marker, "/")
-	if marker != "" && (!keyIDPattern.MatchString(keyID) || !grantIDPattern.MatchString(id)) {
+	if marker != "" && (!envelope.ValidKeyID(keyID) || !grantIDPattern.MatchString(id)) {
 		return nil, invalidMarker()
 	}
 	limit, err := pageSize(in.Limit, defaultGrants, maxGrants)

@@ -284,10 +284,16 @@ func awsID(prefix string) string {
 // secretSize is that of an AWS secret access key before base64: 40 characters.
 const secretSize = 30
 
+// secretMaker is *hsm.Member or *hsm.Domain.
+type secretMaker interface {
+	Random(ctx context.Context, p []byte) error
+	ImportSecret(ctx context.Context, secret []byte) (hsm.EKT, error)
+}
+
 // newSecret makes a secret access key from the HSM's random bytes and returns
 // it beside its EKT. SigV4's first HMAC key is "AWS4" and the secret, so that
 // is what the HSM keeps.
-func newSecret(ctx context.Context, domain *hsm.Member) (secret []byte, ekt hsm.EKT, err error) {
+func newSecret(ctx context.Context, domain secretMaker) (secret []byte, ekt hsm.EKT, err error) {
 	random := make([]byte, secretSize)
 	defer clear(random)
 	if err := domain.Random(ctx, random); err != nil {

@@ -2,7 +2,6 @@ package kms
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -10,11 +9,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"github.com/trent-kms/trent/awsjson"
+	"github.com/trent-kms/trent/envelope"
 )
-
-// keyIDPattern is what AWS takes for a key id: a lower-case UUID with dashes,
-// or "mrk-" and 32 hex digits for a multi-Region key.
-var keyIDPattern = regexp.MustCompile(`^(?:[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|mrk-[0-9a-f]{32})$`)
 
 // keyRef is a KeyId parameter taken apart: a key id or an alias name, in an
 // account and region.
@@ -56,7 +52,7 @@ func (s *Service) parseKeyID(call *Call, text string, forms keyForms) (keyRef, e
 	switch {
 	case strings.HasPrefix(name, "alias/") && forms == keyOrAlias:
 		ref.alias = name
-	case keyIDPattern.MatchString(name):
+	case envelope.ValidKeyID(name):
 		ref.id = name
 	default:
 		return keyRef{}, notFound("Invalid keyId '%s'", text)

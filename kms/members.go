@@ -165,8 +165,9 @@ func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
 }
 
 // Remove takes a member out of the domain and destroys what it holds. It
-// refuses while anything needs what no other member has.
-func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
+// refuses while anything needs what no other member has, unless the member is
+// lost, and that with it.
+func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) error {
 	g, err := m.lead(ctx, serial)
 	if err != nil {
 		return err
@@ -175,9 +176,19 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
 	if i < 0 {
 		return fmt.Errorf("no member has serial number %q: `trent domain members` lists them", serial)
 	}
+	if lost && slices.ContainsFunc(m.reachable(), func(each MemberAtHand) bool { return each.Info.Serial == serial }) {
+		return errors.New("this member can be reached, so it is not lost: leave --lost out, or take its [[hsm-member]] table out of the configuration if you will never use it again")
+	}
 	if g.members[i].State == store.MemberEnrolled {
-		if err := m.dispensable(ctx, g, serial); err != nil {
+		needed, err := m.needed(ctx, g, serial)
+		if err != nil {
 			return err
+		}
+		if needed != "" && !lost {
+			return notYet("%s: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay, or, if it is gone for good, is removed with --lost", needed)
+		}
+		if needed != "" {
+			m.Progress("lost with the member: " + needed)
 		}
 		now := m.now()
 		g.members[i].State, g.members[i].Removed, g.members[i].RemovedBy = store.MemberRemoved, &now, m.Operator
@@ -186,7 +197,7 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string) error {
 				g.all[j].SetTokens(slices.DeleteFunc(held, func(s string) bool { return s == serial }))
 			}
 		}
-		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Operator: m.Operator}); err != nil {
+		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Lost: lost, Operator: m.Operator}); err != nil {
 			return err
 		}
 		failpoint.Hit("enrol.removed")
@@ -200,14 +211,16 @@ type memberEvent struct {
 	Label       string `json:"label"`
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Generation  int64  `json:"domainKeyGeneration,omitempty"`
+	Lost        bool   `json:"lost,omitempty"`
 	Operator    string `json:"operator"`
 }
 
-// dispensable refuses if the member alone holds what is needed.
-func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial string) error {
+// needed says what the member alone holds and what needs it; "" if there is
+// nothing.
+func (m *DomainMembers) needed(ctx context.Context, g *generations, serial string) (string, error) {
 	uses, err := m.DB.GenerationUses(ctx)
 	if err != nil {
-		return err
+		return "", err
 	}
 	for _, row := range g.all {
 		number := uint32(row.Number) // #nosec G115 -- ours
@@ -217,7 +230,7 @@ func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial 
 		}
 		logged, err := m.DB.LogSealedUnder(ctx, number)
 		if err != nil {
-			return err
+			return "", err
 		}
 		use := uses[number]
 		keys := row.State == store.GenerationActive || row.State == store.GenerationCreated || use.EKTs > 0
@@ -226,14 +239,14 @@ func (m *DomainMembers) dispensable(ctx context.Context, g *generations, serial 
 		}
 		alone, err := m.alone(ctx, number, serial, keys)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if alone {
-			return notYet("of the members at hand this one alone holds generation %d, which %d keys, %d rows%s need: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay",
-				row.Number, use.EKTs, use.MACs, map[bool]string{true: " and the audit log", false: ""}[logged])
+			return fmt.Sprintf("of the members at hand this one alone holds generation %d, which %d keys, %d rows%s need",
+				row.Number, use.EKTs, use.MACs, map[bool]string{true: " and the audit log", false: ""}[logged]), nil
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // alone says whether no other member holds the generation, or its MAC key if

@@ -108,13 +108,15 @@ func splitParts(s string) (parts, error) {
 }
 
 func (a *authorization) parseCredential(credential string) error {
-	fields := strings.Split(credential, "/")
-	if len(fields) != 5 {
+	if strings.Count(credential, "/") != 4 {
 		return incomplete("Credential must have exactly 5 slash-delimited elements, "+
 			"e.g. keyid/date/region/service/term, got '%s'", clip(credential))
 	}
-	a.accessKeyID, a.date, a.region, a.service, a.terminator = fields[0], fields[1], fields[2], fields[3], fields[4]
-	a.scope = credential[len(a.accessKeyID)+1:]
+	var rest string
+	a.accessKeyID, a.scope, _ = strings.Cut(credential, "/")
+	a.date, rest, _ = strings.Cut(a.scope, "/")
+	a.region, rest, _ = strings.Cut(rest, "/")
+	a.service, a.terminator, _ = strings.Cut(rest, "/")
 	return nil
 }
 

@@ -39,14 +39,14 @@ func mismatch() error {
 
 // checkSkew uses the texts by which clients know that their clock is wrong.
 func checkSkew(signed, now time.Time, skew time.Duration) error {
-	minutes := fmt.Sprintf("%g min.", skew.Minutes())
+	minutes := func() string { return fmt.Sprintf("%g min.", skew.Minutes()) }
 	if oldest := now.Add(-skew); signed.Before(oldest) {
 		return invalid("Signature expired: %s is now earlier than %s (%s - %s)",
-			signed.Format(basicFormat), oldest.Format(basicFormat), now.Format(basicFormat), minutes)
+			signed.Format(basicFormat), oldest.Format(basicFormat), now.Format(basicFormat), minutes())
 	}
 	if newest := now.Add(skew); signed.After(newest) {
 		return invalid("Signature not yet current: %s is still later than %s (%s + %s)",
-			signed.Format(basicFormat), newest.Format(basicFormat), now.Format(basicFormat), minutes)
+			signed.Format(basicFormat), newest.Format(basicFormat), now.Format(basicFormat), minutes())
 	}
 	return nil
 }

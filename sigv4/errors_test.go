@@ -2,6 +2,7 @@ package sigv4
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"net/http"
 	"strings"
@@ -103,13 +104,13 @@ func TestNoKeyOpensNothing(t *testing.T) {
 	canonical, _ := appendCanonicalRequest(nil, r, strings.Split(names, ";"), names, []byte(body))
 	sum := signature(&canonical, noKey, now.Format(basicFormat), "20260102/"+region+"/kms/aws4_request")
 	r.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIAUNKNOWN/20260102/"+region+
-		"/kms/aws4_request, SignedHeaders="+names+", Signature="+hexString(sum))
+		"/kms/aws4_request, SignedHeaders="+names+", Signature="+hex.EncodeToString(sum))
 	_, err := verifier().Verify(r, []byte(body))
 	wantError(t, err, "UnrecognizedClientException", "")
-	for _, empty := range [][]byte{nil, {}} {
+	for _, empty := range []*Key{nil, {}} {
 		v := New(Config{
 			Regions: []string{region}, Now: func() time.Time { return now },
-			SigningKey: func(context.Context, string, string, string) ([]byte, error) { return empty, nil },
+			SigningKey: func(context.Context, string, string, string) (*Key, error) { return empty, nil },
 		})
 		_, err = v.Verify(r, []byte(body))
 		wantError(t, err, "UnrecognizedClientException", "")
@@ -120,7 +121,7 @@ func TestSigningKeyFailureIsNotTheCallersFault(t *testing.T) {
 	down := errors.New("database is down")
 	v := New(Config{
 		Regions: []string{region}, Now: func() time.Time { return now },
-		SigningKey: func(context.Context, string, string, string) ([]byte, error) { return nil, down },
+		SigningKey: func(context.Context, string, string, string) (*Key, error) { return nil, down },
 	})
 	if _, err := v.Verify(signed(t), []byte(body)); !errors.Is(err, down) {
 		t.Errorf("err = %v, want %v", err, down)

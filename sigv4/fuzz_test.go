@@ -2,7 +2,6 @@ package sigv4
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"net/http"
 	"net/url"
@@ -11,8 +10,6 @@ import (
 
 	"github.com/aws/smithy-go"
 )
-
-func hexString(sum [32]byte) string { return hex.EncodeToString(sum[:]) }
 
 // FuzzVerify changes a signed request. Whatever it does, Verify must not
 // panic, must answer with one of its four errors, and must accept nothing
@@ -57,8 +54,8 @@ func FuzzVerify(f *testing.F) {
 }
 
 // cachedKey stands for the caller's cache of signing keys.
-func cachedKey(key []byte) func(context.Context, string, string, string) ([]byte, error) {
-	return func(context.Context, string, string, string) ([]byte, error) { return key, nil }
+func cachedKey(key *Key) func(context.Context, string, string, string) (*Key, error) {
+	return func(context.Context, string, string, string) (*Key, error) { return key, nil }
 }
 
 func BenchmarkVerify(b *testing.B) {

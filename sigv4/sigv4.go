@@ -30,11 +30,11 @@ type Config struct {
 	// Skew is how far a signature's time may be from now, either way;
 	// 0 = 5 minutes.
 	Skew time.Duration
-	// SigningKey returns the 32-byte signing key of an access key for a day
-	// (YYYYMMDD) and region, see DeriveSigningKey. It returns (or wraps)
-	// ErrUnknownAccessKey for ids that are unknown or inactive; any other
-	// error comes out of Verify wrapped. The Verifier does not change the key.
-	SigningKey func(ctx context.Context, accessKeyID, date, region string) ([]byte, error)
+	// SigningKey returns the signing key of an access key for a day (YYYYMMDD)
+	// and region, see DeriveSigningKey; to return the same one again spares
+	// work. It returns (or wraps) ErrUnknownAccessKey for ids that are unknown
+	// or inactive; any other error comes out of Verify wrapped.
+	SigningKey func(ctx context.Context, accessKeyID, date, region string) (*Key, error)
 }
 
 // Identity is what a good signature proves.
@@ -155,13 +155,9 @@ func validName(name string) bool {
 	return name != ""
 }
 
-// noKey stands in for the key of an unknown access key, so that such a request
-// costs what a badly signed one costs. Nothing it matches is let in.
-var noKey = make([]byte, sha256.Size)
-
 func (v *Verifier) checkSignature(r *http.Request, body []byte, a authorization, names []string, dateText string) error {
 	key, err := v.config.SigningKey(r.Context(), a.accessKeyID, a.date, a.region)
-	unknown := errors.Is(err, ErrUnknownAccessKey) || (err == nil && len(key) == 0)
+	unknown := errors.Is(err, ErrUnknownAccessKey) || (err == nil && key.empty())
 	if err != nil && !unknown {
 		return fmt.Errorf("finding the signing key of %q: %w", clip(a.accessKeyID), err)
 	}
@@ -175,7 +171,7 @@ func (v *Verifier) checkSignature(r *http.Request, body []byte, a authorization,
 		complete = declaredHashMatches(r.Header, (*buffer)[len(*buffer)-64:])
 	}
 	want := signature(buffer, key, dateText, a.scope)
-	good := hmac.Equal(want[:], a.signature[:])
+	good := hmac.Equal(want, a.signature[:])
 	switch {
 	case unknown:
 		return unrecognized()
@@ -199,9 +195,9 @@ func declaredHashMatches(h http.Header, bodyHash []byte) bool {
 	return len(declared) == 0 || (len(declared) == 1 && declared[0] == string(bodyHash))
 }
 
-// signature replaces the canonical request in buffer by its string to sign and
-// returns the HMAC of that.
-func signature(buffer *[]byte, key []byte, dateText, scope string) (mac [sha256.Size]byte) {
+// signature replaces the canonical request in buffer by its string to sign, and
+// that by its HMAC, which it returns.
+func signature(buffer *[]byte, key *Key, dateText, scope string) []byte {
 	hash := sha256.Sum256(*buffer)
 	b := append((*buffer)[:0], algorithm...)
 	b = append(b, '\n')
@@ -209,22 +205,7 @@ func signature(buffer *[]byte, key []byte, dateText, scope string) (mac [sha256.
 	b = append(b, '\n')
 	b = append(b, scope...)
 	b = append(b, '\n')
-	*buffer = hex.AppendEncode(b, hash[:])
-	h := hmac.New(sha256.New, key)
-	h.Write(*buffer)
-	h.Sum(mac[:0])
-	return mac
-}
-
-// DeriveSigningKey continues the SigV4 key derivation from kDate, the 32 bytes
-// of HMAC-SHA-256("AWS4"‖secret, YYYYMMDD), to the signing key of a region and
-// service.
-func DeriveSigningKey(kDate []byte, region, service string) []byte {
-	key := kDate
-	for _, step := range []string{region, service, terminator} {
-		h := hmac.New(sha256.New, key)
-		h.Write([]byte(step))
-		key = h.Sum(nil)
-	}
-	return key
+	b = hex.AppendEncode(b, hash[:])
+	*buffer = key.appendMAC(b[:0], b)
+	return *buffer
 }

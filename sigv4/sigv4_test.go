@@ -33,7 +33,7 @@ func mac(key []byte, text string) []byte {
 	return h.Sum(nil)
 }
 
-func signingKey(_ context.Context, id, date, region string) ([]byte, error) {
+func signingKey(_ context.Context, id, date, region string) (*Key, error) {
 	if id != accessKeyID {
 		return nil, ErrUnknownAccessKey
 	}

@@ -49,7 +49,7 @@ func TestPublishedVectors(t *testing.T) {
 	v := New(Config{
 		Service: "service", Regions: []string{"us-east-1"},
 		Now: func() time.Time { return time.Date(2015, 8, 30, 12, 36, 0, 0, time.UTC) },
-		SigningKey: func(_ context.Context, id, date, region string) ([]byte, error) {
+		SigningKey: func(_ context.Context, id, date, region string) (*Key, error) {
 			return DeriveSigningKey(mac([]byte("AWS4wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"), date), region, "service"), nil
 		},
 	})

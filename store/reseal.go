@@ -178,6 +178,16 @@ func (db *DB) KeysUnder(ctx context.Context, generations []uint32, after KeyRef,
 	return found, nil
 }
 
+// CountKeysUnder counts the keys that have material under a generation.
+func (db *DB) CountKeysUnder(ctx context.Context, generation uint32) (n int64, err error) {
+	err = db.pool.QueryRow(ctx, fmt.Sprintf("SELECT count(DISTINCT (account, region, key_id)) FROM backing_keys WHERE %s = $1", fmt.Sprintf(ektGeneration, "ekt")),
+		ektGenerations([]uint32{generation})[0]).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("counting the keys under a generation: %w", fault(err))
+	}
+	return n, nil
+}
+
 // AccessKeysUnder is KeysUnder for access keys; it returns ids.
 func (db *DB) AccessKeysUnder(ctx context.Context, generations []uint32, after string, limit int) ([]string, error) {
 	rows, _ := db.pool.Query(ctx, fmt.Sprintf("SELECT id FROM access_keys WHERE %s = ANY ($1::bytea[]) AND id > $2 ORDER BY id LIMIT $3",

@@ -240,7 +240,7 @@ func (s ceremony) token(ctx context.Context) error {
 	if err := s.begin("The token"); err != nil {
 		return err
 	}
-	report, err := hsm.Examine(ctx, s.cfg.hsm)
+	report, err := hsm.Examine(ctx, s.cfg.hsm, nil)
 	if err != nil {
 		return fmt.Errorf("examining the token: %w", err)
 	}

@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
-
-	"github.com/google/uuid"
 
 	"github.com/trent-kms/trent/hsm"
-	"github.com/trent-kms/trent/store"
+	"github.com/trent-kms/trent/kms"
 )
 
 type doctorCmd struct {
@@ -20,12 +17,13 @@ type doctorCmd struct {
 	hsmSettings
 	databaseSettings
 	logSettings
+	memberFlag
 	JSON bool `name:"json" help:"Print JSON."`
 }
 
 // Help implements kong.HelpProvider.
 func (*doctorCmd) Help() string {
-	return `It leaves nothing on the token: what it tries, it tries with throw-away keys of its own session. Without a database URL only the token is examined, with one also whether the two belong together, and to --account if that is given. The exit code is 0 if Trent can run on what was found.
+	return `It leaves nothing on the token: what it tries, it tries with throw-away keys of its own session. Without a database URL only the token is examined, with one also whether the two belong together, and to --account if that is given; and only with one can keys be proved that came here by enrolment. Of several [[hsm-member]] tables it is the first's token, or that of --member. The exit code is 0 if Trent can run on what was found.
 
 Example:
 
@@ -53,12 +51,17 @@ type databaseDiagnosis struct {
 	Account    string `json:"account,omitempty"`
 	State      string `json:"state,omitempty"`
 	Problem    string `json:"problem,omitempty"`
+	// Dependences are what not all members can use.
+	Dependences []kms.Dependence `json:"dependences,omitempty"`
 }
 
 // Run examines and prints.
 func (c *doctorCmd) Run(ctx context.Context) error {
 	log := c.logger(os.Stderr, "text")
 	harden(log)
+	if err := c.choose(c.Member); err != nil {
+		return err
+	}
 	domain, err := c.hsmSettings.config(log, nil)
 	if err != nil {
 		return err
@@ -68,18 +71,23 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return err
 	}
 	var d diagnosis
-	if d.HSM, err = hsm.Examine(ctx, cfg); err != nil {
-		return fmt.Errorf("examining the token: %w", err)
-	}
-	d.Usable = d.HSM.Usable()
+	db := &doctorsDatabase{account: c.deploymentSettings}
 	database, err := c.databaseSettings.config(log, nil)
 	switch {
 	case errors.Is(err, errNoSecret):
 	case err != nil:
 		return err
 	default:
-		d.Database = &databaseDiagnosis{}
-		if err := c.examine(ctx, d.Database, database, cfg, d.HSM); err != nil {
+		d.Database = &db.databaseDiagnosis
+		db.fault = db.open(ctx, database)
+		defer db.close()
+	}
+	if d.HSM, err = hsm.Examine(ctx, cfg, db.known); err != nil {
+		return fmt.Errorf("examining the token: %w", err)
+	}
+	d.Usable = d.HSM.Usable()
+	if d.Database != nil {
+		if err := db.examine(ctx, cfg, d.HSM); err != nil {
 			d.Database.Problem, d.Usable = err.Error(), false
 		}
 	}
@@ -90,46 +98,6 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return errors.New("Trent cannot run on this: see above")
 	}
 	return nil
-}
-
-// examine describes the database's deployment in d, and returns what keeps
-// trent serve from serving it from the token of cfg, of which report was made.
-func (c *doctorCmd) examine(ctx context.Context, d *databaseDiagnosis, database store.Config, cfg hsm.Config, report hsm.Report) error {
-	db, err := store.Open(ctx, database)
-	if err != nil {
-		return fmt.Errorf("opening the database: %w", err)
-	}
-	defer db.Close()
-	if err := db.CheckSchema(ctx); err != nil {
-		return fmt.Errorf("checking the database: %w", err)
-	}
-	deployment, err := db.Deployment(ctx)
-	if err == nil {
-		d.Deployment, d.Account, d.State = uuid.UUID(deployment.ID).String(), deployment.Account, deployment.State
-	}
-	if err := finished(deployment, err); err != nil {
-		return err
-	}
-	if !report.LoggedIn {
-		return errors.New("whether it belongs to the token cannot be said before the token's errors are mended")
-	}
-	if !slices.Contains(report.Domains, hsm.DomainID(deployment.ID).String()) {
-		return fmt.Errorf("token %q has no domain of deployment %s: name the token that trent init set up for this database, or the database of this token", report.Token.Label, d.Deployment)
-	}
-	// A second login, with a PIN that has just proved right.
-	token, err := hsm.Open(ctx, cfg)
-	if err != nil {
-		return fmt.Errorf("opening the HSM: %w", err)
-	}
-	defer token.Close() //nolint:errcheck // only read from
-	deployment, err = openDomain(ctx, token, db, deployment)
-	if err != nil {
-		return err
-	}
-	if c.Account == "" {
-		return finished(deployment, nil)
-	}
-	return servable(deployment, nil, systemConfig{account: c.Account, partition: c.Partition})
 }
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
@@ -162,6 +130,9 @@ func (p *printer) database(d databaseDiagnosis) {
 	p.printf("\n")
 	if d.Deployment != "" {
 		p.printf("Database: deployment %s of account %s, %s\n", d.Deployment, d.Account, d.State)
+	}
+	for _, dependence := range d.Dependences {
+		p.printf("Database: warning: %s\n", dependence)
 	}
 	if d.Problem != "" {
 		p.printf("Database: error: %s\n", d.Problem)

@@ -31,6 +31,9 @@ type domainCmd struct {
 	Enrol        domainEnrolCmd        `cmd:"" help:"Make a generation that all configured members hold, new ones too, and activate it."`
 	Fingerprint  domainFingerprintCmd  `cmd:"" help:"Show the fingerprint of one member's enrolment key, to compare it."`
 	RemoveMember domainRemoveMemberCmd `cmd:"" help:"Take a member out of the domain and destroy what it holds."`
+
+	RenewAccessKey  domainRenewAccessKeyCmd  `cmd:"" help:"Make another access key for a user, which all members can use."`
+	DeleteAccessKey domainDeleteAccessKeyCmd `cmd:"" help:"Delete an access key of a user who has another."`
 }
 
 // domainSettings name the token and the database.
@@ -195,7 +198,7 @@ type domainStatusCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*domainStatusCmd) Help() string {
-	return `Keys under a generation of the trusted profile are moved to the active one in the background by the running service; those of the locked profile stay where they are.
+	return `Keys under a generation of the trusted profile are moved to the active one in the background by the running service; those of the locked profile stay where they are. What not all members can use is listed below, with the access keys.
 
 Example:
 
@@ -249,7 +252,15 @@ func (c *domainStatusCmd) print(w io.Writer, all []kms.GenerationStatus) error {
 		_, _ = fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%d\t%s\n", g.Number, g.State, g.Profile,
 			strings.Join(g.Tokens, " "), g.OnToken, backup, g.WrappedKeys, g.SealedRows, since.UTC().Format(time.DateTime))
 	}
-	return table.Flush() //nolint:wrapcheck // standard output's
+	if err := table.Flush(); err != nil {
+		return err //nolint:wrapcheck // standard output's
+	}
+	for _, g := range all {
+		if g.Dependence != nil {
+			_, _ = fmt.Fprintf(w, "\n%s\n", g.Dependence)
+		}
+	}
+	return nil
 }
 
 type generationFlag struct {

@@ -23,7 +23,7 @@ type memberFlag struct {
 }
 
 // choose leaves only the member of a name.
-func (s *domainSettings) choose(name string) error {
+func (s *hsmSettings) choose(name string) error {
 	if name == "" {
 		return nil
 	}
@@ -137,6 +137,11 @@ func (s domainSettings) onMembers(ctx context.Context, f func(*membersSession) e
 	if err != nil {
 		return err
 	}
+	return c.onMembers(ctx, f)
+}
+
+// onMembers opens a session, runs f and closes the session.
+func (c domainConfig) onMembers(ctx context.Context, f func(*membersSession) error) error {
 	m, err := c.openMembers(ctx)
 	if err != nil {
 		return err
@@ -220,7 +225,15 @@ func (m *membersSession) enrol(ctx context.Context, fingerprints []string) error
 	m.log.Info("a member that was enrolled now serves only keys made from now on, and older ones once they are rotated: " +
 		"the locked profile leaves what older generations wrap on the members that hold those, which must stay")
 	m.log.Info("add the member's [[hsm-member]] table to every host and restart it")
-	return nil
+	_, all, err := m.DB.DomainGenerations(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
+	dependences, err := kms.Dependences(ctx, m.DB, all)
+	for _, d := range dependences {
+		m.log.Warn(d.String())
+	}
+	return err //nolint:wrapcheck // says it all
 }
 
 type domainFingerprintCmd struct {
@@ -275,11 +288,14 @@ func (c *domainFingerprintCmd) Validate() error {
 type domainRemoveMemberCmd struct {
 	domainSettings
 	Serial string `required:"" placeholder:"SERIAL" help:"Serial number of the member's token."`
+	Lost   bool   `help:"The token is gone for good: remove the member although what it alone holds is lost with it."`
 }
 
 // Help implements kong.HelpProvider.
 func (*domainRemoveMemberCmd) Help() string {
 	return `It refuses while a key, a row or the audit log needs a generation that no other member at hand holds: give those that hold it a [[hsm-member]] table. What the token holds of the domain is destroyed if the token can be reached.
+
+With --lost it removes a member that cannot be reached and never will be: what only it could use stays lost, and the seals of audit records that only it could verify can be verified no more. Until such a member is removed no other can be enrolled.
 
 Example:
 
@@ -288,5 +304,5 @@ Example:
 
 // Run removes.
 func (c *domainRemoveMemberCmd) Run(ctx context.Context) error {
-	return c.onMembers(ctx, func(m *membersSession) error { return m.Remove(ctx, c.Serial) })
+	return c.onMembers(ctx, func(m *membersSession) error { return m.Remove(ctx, c.Serial, c.Lost) })
 }

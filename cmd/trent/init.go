@@ -74,15 +74,7 @@ func (c *initCmd) Run(ctx context.Context) error {
 
 // show gives the access key to the administrator.
 func (c *initCmd) show(accessKeyID string, secret []byte) error {
-	text := credentialLines(accessKeyID, secret)
-	defer clear(text)
-	if c.Credentials != "" {
-		return writeSecret(c.Credentials, text)
-	}
-	if _, err := os.Stdout.Write(text); err != nil {
-		return fmt.Errorf("showing the access key: %w", err)
-	}
-	return nil
+	return showAccessKey(accessKeyID, secret, c.Credentials)
 }
 
 // credentialLines are shell commands. The caller clears them.

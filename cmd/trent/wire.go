@@ -146,20 +146,6 @@ func proofs(ctx context.Context, db *store.DB) (hsm.Proofs, error) {
 	return all, nil
 }
 
-// openDomain opens the deployment's domain on one token, and reads the
-// deployment again, now that its seal can be verified.
-func openDomain(ctx context.Context, token *hsm.Token, db *store.DB, d store.Deployment) (store.Deployment, error) {
-	known, err := proofs(ctx, db)
-	if err != nil {
-		return d, err
-	}
-	domain, err := token.OpenProved(ctx, d.ID, known)
-	if err != nil {
-		return d, fmt.Errorf("opening the domain of deployment %s on token %q: %w", uuid.UUID(d.ID), token.Info().Label, err)
-	}
-	return verify(ctx, domain, db, d)
-}
-
 // verify reads the deployment again, and verifies its seal.
 func verify(ctx context.Context, sealer store.Sealer, db *store.DB, d store.Deployment) (store.Deployment, error) {
 	db.SetSealer(d.ID, sealer)

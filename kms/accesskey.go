@@ -1,0 +1,135 @@
+package kms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/trent-kms/trent/audit"
+	"github.com/trent-kms/trent/failpoint"
+	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
+)
+
+// accessKeysOfUser is AWS's limit.
+const accessKeysOfUser = 2
+
+// RenewAccessKey makes another access key for the user of an access key, under
+// the active generation, and has its secret shown; the old one goes on to work
+// until it is deleted. A secret that an older generation wraps can be moved by
+// nobody under the locked profile, so this is how a user comes to be known to
+// members that were enrolled later. The caller has seen the security officer:
+// see hsm.ProveOfficer.
+func (m *DomainMembers) RenewAccessKey(ctx context.Context, id string, show func(accessKeyID string, secret []byte) error) error {
+	g, err := m.lead(ctx, "")
+	if err != nil {
+		return err
+	}
+	old, user, all, err := m.accessKey(ctx, id)
+	if err != nil {
+		return err
+	}
+	if len(all) >= accessKeysOfUser {
+		return fmt.Errorf("user %s has %d access keys, as many as one can have: delete one with `trent domain delete-access-key`", user.Name, len(all))
+	}
+	secret, ekt, err := newSecret(ctx, m.Member)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	key := store.AccessKey{ID: awsID("AKIA"), Account: old.Account, PrincipalID: user.ID, Secret: ekt, Status: store.AccessKeyActive, Created: m.now()}
+	change := m.DB.NewChange()
+	if err := change.InsertAccessKey(ctx, key); err != nil {
+		return fmt.Errorf("sealing the access key: %w", err)
+	}
+	event := accessKeyEvent{key.ID, user.ARN, old.ID, ekt.Generation(), m.Operator}
+	if err := m.commitAccessKey(ctx, g, "CreateAccessKey", event, change); err != nil {
+		return err
+	}
+	failpoint.Hit("enrol.accesskey")
+	if err := show(key.ID, secret); err != nil {
+		return fmt.Errorf("showing the secret of %s, which nobody will see again: delete it with `trent domain delete-access-key`, then run this again: %w", key.ID, err)
+	}
+	m.Progress(fmt.Sprintf("user %s has the new access key %s, which every member of generation %d can use: give it to whoever uses %s, then run `trent domain delete-access-key --access-key-id %s`",
+		user.Name, key.ID, ekt.Generation(), old.ID, old.ID))
+	return nil
+}
+
+// DeleteAccessKey deletes an access key of a user who has another one that is
+// active. That one may be older: a new one whose secret nobody has seen must go.
+func (m *DomainMembers) DeleteAccessKey(ctx context.Context, id string) error {
+	g, err := m.lead(ctx, "")
+	if err != nil {
+		return err
+	}
+	old, user, all, err := m.accessKey(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(all, func(k store.AccessKey) bool { return k.ID != id && k.Status == store.AccessKeyActive }) {
+		return notYet("user %s would have no active access key: make one with `trent domain renew-access-key --access-key-id %s`", user.Name, id)
+	}
+	change := m.DB.NewChange()
+	if err := change.DeleteAccessKey(ctx, old); err != nil {
+		return fmt.Errorf("deleting the access key: %w", err)
+	}
+	if err := m.commitAccessKey(ctx, g, "DeleteAccessKey", accessKeyEvent{id, user.ARN, "", hsm.EKT(old.Secret).Generation(), m.Operator}, change); err != nil {
+		return err
+	}
+	m.Progress(fmt.Sprintf("access key %s of user %s is deleted", id, user.Name))
+	return nil
+}
+
+// accessKey returns an access key, its user and all of the user's.
+func (m *DomainMembers) accessKey(ctx context.Context, id string) (k store.AccessKey, user store.Principal, all []store.AccessKey, err error) {
+	if k, err = m.DB.AccessKey(ctx, id); errors.Is(err, store.ErrNotFound) {
+		return k, user, nil, fmt.Errorf("there is no access key %q", id)
+	} else if err != nil {
+		return k, user, nil, fmt.Errorf("reading access key %s: %w", id, err)
+	}
+	if user, err = m.DB.Principal(ctx, k.Account, k.PrincipalID); err != nil {
+		return k, user, nil, fmt.Errorf("reading the user of access key %s: %w", id, err)
+	}
+	if all, err = m.DB.AccessKeys(ctx, k.Account, k.PrincipalID); err != nil {
+		return k, user, nil, fmt.Errorf("reading the access keys of user %s: %w", user.Name, err)
+	}
+	return k, user, all, nil
+}
+
+// accessKeyEvent is an officer's act on an access key in the audit log.
+type accessKeyEvent struct {
+	ID         string `json:"accessKeyId"`
+	Principal  string `json:"principal"`
+	InPlaceOf  string `json:"inPlaceOf,omitempty"`
+	Generation uint32 `json:"domainKeyGeneration"`
+	Operator   string `json:"operator"`
+}
+
+func (m *DomainMembers) commitAccessKey(ctx context.Context, g *generations, event string, what accessKeyEvent, change *store.Change) error {
+	details, err := json.Marshal(what)
+	if err != nil {
+		return fmt.Errorf("encoding an event: %w", err)
+	}
+	if err := m.Commit(ctx, m.event(g, event, details), change); errors.Is(err, store.ErrConflict) {
+		return fmt.Errorf("recording %s: somebody else changed access key %s at the same time: run this again", event, what.ID)
+	} else if err != nil {
+		return fmt.Errorf("recording %s: %w", event, err)
+	}
+	return nil
+}
+
+// event is an officer's order in the audit log.
+func (a *DomainAdmin) event(g *generations, name string, details []byte) *audit.Record {
+	return &audit.Record{
+		UserIdentity:        audit.UserIdentity{AccountID: g.deployment.Account, InvokedBy: "trent domain"},
+		EventTime:           a.now(),
+		EventName:           name,
+		EventType:           "AwsServiceEvent",
+		SourceIPAddress:     "AWS Internal",
+		UserAgent:           "trent domain",
+		ServiceEventDetails: details,
+		RecipientAccountID:  g.deployment.Account,
+	}
+}
