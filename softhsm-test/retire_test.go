@@ -65,6 +65,19 @@ func TestEnrolmentSetBack(t *testing.T) {
 	back.mustDomain(t, append([]string{"enrol"}, back.compared(t, "3", "first", "second")...)...)
 	back.holds(t, map[string][]int{"first": {1, 3}, "second": {3}})
 
+	// A member that is out of the configuration may hold something too.
+	back.killedDomain(t, "enrol.taken", append([]string{"enrol"}, back.compared(t, "4", "first", "second")...)...)
+	away := back.memberList(t)["second"].Serial
+	back.members(t, map[string]string{"first": back.conf})
+	if out := back.mustDomain(t, "retire", "--generation", "4"); !strings.Contains(out, "may still be on token "+away) {
+		t.Errorf("a member that may hold something is not named:\n%s", out)
+	}
+	back.members(t, both)
+	back.mustDomain(t, "retire", "--generation", "4")
+	if got := back.generations(t)[4]; got.State != "destroyed" {
+		t.Errorf("%+v", got)
+	}
+
 	// The new member's token alone knows that there is a deployment, although no
 	// host has had the member yet.
 	back.members(t, map[string]string{"second": second})
