@@ -202,20 +202,24 @@ func (s *session) tryWrapping(with ...*pkcs11.Attribute) error {
 		return err
 	}
 	defer s.destroy(key)
-	_, err = s.wrap(classAES, wrapper, key)
+	way, err := s.way(classAES)
+	if err != nil {
+		return err
+	}
+	_, err = s.wrap(way, wrapper, key)
 	return s.mustRefuse("C_WrapKey", err)
 }
 
 // wrappedThrowAway makes a wrapping key with further attributes, and a key
 // wrapped by it.
-func (s *session) wrappedThrowAway(with ...*pkcs11.Attribute) (wrapper pkcs11.ObjectHandle, wrapped []byte, err error) {
+func (s *session) wrappedThrowAway(way wrapWay, with ...*pkcs11.Attribute) (wrapper pkcs11.ObjectHandle, wrapped []byte, err error) {
 	wrapper, err = s.throwAwayKey(with...)
 	if err != nil {
 		return 0, nil, err
 	}
 	key, err := s.throwAwayKey(attr(pkcs11.CKA_EXTRACTABLE, true))
 	if err == nil {
-		wrapped, err = s.wrap(classAES, wrapper, key)
+		wrapped, err = s.wrap(way, wrapper, key)
 		s.destroy(key)
 	}
 	if err != nil {
@@ -227,19 +231,23 @@ func (s *session) wrappedThrowAway(with ...*pkcs11.Attribute) (wrapper pkcs11.Ob
 func (s *session) tryUnwrapTemplate() error {
 	nested, free := nestedTemplate(unwrapTemplate(classAES, Locked))
 	defer free()
-	wrapper, wrapped, err := s.wrappedThrowAway(attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested))
+	way, err := s.way(classAES)
+	if err != nil {
+		return err
+	}
+	wrapper, wrapped, err := s.wrappedThrowAway(way, attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested))
 	if err != nil {
 		return err
 	}
 	defer s.destroy(wrapper)
 	good := useTemplate(pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT)
-	object, err := s.unwrap(classAES, wrapper, wrapped, good)
+	object, err := s.unwrap(way, wrapper, wrapped, good)
 	if err != nil {
 		return err
 	}
 	s.destroy(object)
 	for _, forbidden := range []*pkcs11.Attribute{attr(pkcs11.CKA_EXTRACTABLE, true), attr(pkcs11.CKA_SENSITIVE, false)} {
-		object, err := s.unwrap(classAES, wrapper, wrapped, altered(good, forbidden))
+		object, err := s.unwrap(way, wrapper, wrapped, altered(good, forbidden))
 		if err == nil {
 			s.destroy(object)
 		}
@@ -251,12 +259,16 @@ func (s *session) tryUnwrapTemplate() error {
 }
 
 func (s *session) tryMechanismsOnUnwrap() error {
-	wrapper, wrapped, err := s.wrappedThrowAway()
+	way, err := s.way(classAES)
+	if err != nil {
+		return err
+	}
+	wrapper, wrapped, err := s.wrappedThrowAway(way)
 	if err != nil {
 		return err
 	}
 	defer s.destroy(wrapper)
-	object, err := s.unwrap(classAES, wrapper, wrapped, append(useTemplate(pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT),
+	object, err := s.unwrap(way, wrapper, wrapped, append(useTemplate(pkcs11.CKK_AES, pkcs11.CKA_ENCRYPT),
 		attr(pkcs11.CKA_ALLOWED_MECHANISMS, mechanisms(pkcs11.CKM_AES_CTR))))
 	if err != nil {
 		return err
@@ -291,6 +303,10 @@ func (s *session) trySessionObjects() error {
 }
 
 func (s *session) tryOddLength() error {
+	way, err := s.way(classGeneric)
+	if err != nil {
+		return err
+	}
 	wrapper, err := s.throwAwayKey()
 	if err != nil {
 		return err
@@ -302,13 +318,13 @@ func (s *session) tryOddLength() error {
 		return err
 	}
 	defer s.destroy(key)
-	wrapped, err := s.wrap(classGeneric, wrapper, key)
+	wrapped, err := s.wrap(way, wrapper, key)
 	if err != nil {
 		return err
 	}
 	readable := altered(altered(useTemplate(pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN),
 		attr(pkcs11.CKA_SENSITIVE, false)), attr(pkcs11.CKA_EXTRACTABLE, true))
-	object, err := s.unwrap(classGeneric, wrapper, wrapped, readable)
+	object, err := s.unwrap(way, wrapper, wrapped, readable)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -140,42 +141,53 @@ func (d *Member) onKeeper(ctx context.Context, f func(*session, *domainKeys) err
 
 // export wraps key into an EKT of the generation. Its caller destroys the key.
 func (s *session) export(g *generationKeys, c keyClass, keyType uint, length int, key pkcs11.ObjectHandle) (EKT, error) {
-	wrapped, err := s.wrap(c, g.wrap[c], key)
+	way := g.way(c)
+	wrapped, err := s.wrap(way, g.wrap[c], key)
 	if err != nil {
 		return nil, err
 	}
 	failpoint.Hit("hbk.wrapped")
-	ekt := keyToken{generation: g.Number, class: c, keyType: keyType, length: length, wrapped: wrapped}.encode()
+	ekt := keyToken{generation: g.Number, class: c, mechanism: way.mechanism, keyType: keyType, length: length, wrapped: wrapped}.encode()
 	if _, err := ekt.parse(); err != nil {
 		return nil, fmt.Errorf("wrapping: the device's output of %d bytes is of no known form", len(wrapped))
 	}
 	return ekt, nil
 }
 
-func (s *session) wrap(c keyClass, wrapper, key pkcs11.ObjectHandle) ([]byte, error) {
-	wrapped, err := s.t.module.p11.WrapKey(s.handle, mechanism(c.wrapMechanism()), wrapper, key)
-	return wrapped, deviceError("wrapping", err)
+// maxWrapped is more than the longest private key has bytes when it is wrapped.
+const maxWrapped = 2 * maxPKCS8
+
+func (s *session) wrap(way wrapWay, wrapper, key pkcs11.ObjectHandle) ([]byte, error) {
+	out := make([]byte, maxWrapped)
+	n, code := s.t.module.native.wrap(way.mechanism, s.handle, wrapper, key, out)
+	switch {
+	case code != pkcs11.CKR_OK:
+		return nil, &DeviceError{Doing: "wrapping", Code: code}
+	case n > len(out):
+		return nil, &DeviceError{Doing: "wrapping", Code: ckrWrongLength}
+	}
+	return bytes.Clone(out[:n]), nil
 }
 
-func (s *session) unwrap(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
-	return s.unwrapLength(c, wrapper, wrapped, len(wrapped)-8, template)
+func (s *session) unwrap(way wrapWay, wrapper pkcs11.ObjectHandle, wrapped []byte, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+	return s.unwrapLength(way, wrapper, wrapped, len(wrapped)-8, template)
 }
 
 // unwrapLength is unwrap for a secret whose true length, in bytes, the wrapped
 // form does not tell. PKCS#11 §5.14 forbids CKA_VALUE_LEN here, yet some
 // devices want it: the first such answer is remembered.
-func (s *session) unwrapLength(c keyClass, wrapper pkcs11.ObjectHandle, wrapped []byte, length int, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
+func (s *session) unwrapLength(way wrapWay, wrapper pkcs11.ObjectHandle, wrapped []byte, length int, template []*pkcs11.Attribute) (pkcs11.ObjectHandle, error) {
 	s.t.stats.unwraps.Add(1)
-	m, p11 := mechanism(c.wrapMechanism()), s.t.module.p11
+	m, p11 := mechanism(way.mechanism), s.t.module.p11
 	sized := func() (pkcs11.ObjectHandle, error) {
 		object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, append(slices.Clone(template), attr(pkcs11.CKA_VALUE_LEN, length)))
 		return object, deviceError("unwrapping", err)
 	}
-	if c != classPrivate && s.t.wantsLength.Load() {
+	if way.class != classPrivate && s.t.wantsLength.Load() {
 		return sized()
 	}
 	object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, template)
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_TEMPLATE_INCOMPLETE && c != classPrivate {
+	if code, ok := codeOf(err); ok && code == pkcs11.CKR_TEMPLATE_INCOMPLETE && way.class != classPrivate {
 		object, err := sized()
 		if err == nil {
 			s.t.wantsLength.Store(true)
@@ -201,10 +213,14 @@ func (s *session) unwrapWith(keys *domainKeys, k keyToken, template []*pkcs11.At
 	if err != nil {
 		return 0, err
 	}
+	way, err := g.wayOf(k)
+	if err != nil {
+		return 0, err
+	}
 	var object pkcs11.ObjectHandle
 	var code uint
 	for range 2 {
-		object, err = s.unwrapLength(k.class, g.wrap[k.class], k.wrapped, k.length, g.protected(template))
+		object, err = s.unwrapLength(way, g.wrap[k.class], k.wrapped, k.length, g.protected(template))
 		var refused bool
 		code, refused = codeOf(err)
 		if c := classify(code); !refused || c != classData && c != classForged {

@@ -83,8 +83,16 @@ func (d *Member) trustedKeysThere(ctx context.Context, number uint32) error {
 }
 
 func (t *Token) createGeneration(ctx context.Context, id DomainID, number uint32, point string) error {
+	var ways wrapWays
+	err := t.onKeeperRetrying(ctx, func(s *session) (err error) {
+		ways, err = s.ways()
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	for _, c := range keyClasses {
-		make := func() error { return t.makeDomainKey(id, number, c) }
+		make := func() error { return t.makeDomainKey(id, number, c, c.pinned(ways[c])) }
 		if err := t.ensureObject(ctx, id.label(domainKeyRole(c), number), make); err != nil {
 			return fmt.Errorf("making the %s domain key: %w", c, err)
 		}
@@ -110,15 +118,15 @@ func (t *Token) ensureObject(ctx context.Context, label string, make func() erro
 	return make()
 }
 
-func (t *Token) makeDomainKey(id DomainID, number uint32, c keyClass) error {
+func (t *Token) makeDomainKey(id DomainID, number uint32, c keyClass, by []uint) error {
 	nested, free := nestedTemplate(unwrapTemplate(c, Locked))
 	defer free()
-	return t.makeTokenKey(append(domainKeyTemplate(id, number, c), attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)), crypto11.CipherAES)
+	return t.makeTokenKey(append(domainKeyTemplate(id, number, c, by), attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)), crypto11.CipherAES)
 }
 
-func domainKeyTemplate(id DomainID, number uint32, c keyClass) []*pkcs11.Attribute {
+func domainKeyTemplate(id DomainID, number uint32, c keyClass, by []uint) []*pkcs11.Attribute {
 	return append(tokenKeyTemplate(id.label(domainKeyRole(c), number), id.object(byte(c), number), pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP),
-		attr(pkcs11.CKA_ALLOWED_MECHANISMS, mechanisms(c.wrapMechanism())))
+		attr(pkcs11.CKA_ALLOWED_MECHANISMS, mechanisms(by...)))
 }
 
 func (t *Token) makeMACKey(id DomainID, number uint32) error {

@@ -13,10 +13,13 @@ import (
 //	EKT        = version generation class mechanism keytype length wrapped
 //	version    = %x01
 //	generation = 4 OCTET   ; of the domain key, from 1
-//	class      = %x01      ; AES        (CKK_AES, wrapped by AES_KEY_WRAP)
-//	           / %x02      ; generic    (CKK_GENERIC_SECRET, AES_KEY_WRAP_PAD)
-//	           / %x03      ; private    (any key type, AES_KEY_WRAP_PAD)
-//	mechanism  = 4 OCTET   ; CKM_ value of the wrapping mechanism
+//	class      = %x01      ; AES        (CKK_AES)
+//	           / %x02      ; generic    (CKK_GENERIC_SECRET)
+//	           / %x03      ; private    (any key type)
+//	mechanism  = 4 OCTET   ; CKM_ value of the wrapping mechanism on the
+//	                       ; device that wrapped, one of wrapMechanisms for
+//	                       ; the class: RFC 3394 or RFC 5649 for AES, for
+//	                       ; others RFC 5649
 //	keytype    = 4 OCTET   ; CKK_ value
 //	length     = 2 OCTET   ; true length of the key in bytes: some devices
 //	                       ; pad generic secrets with zeros when they wrap;
@@ -61,17 +64,11 @@ func (c keyClass) String() string {
 	return fmt.Sprintf("class %d", uint8(c))
 }
 
-func (c keyClass) wrapMechanism() uint {
-	if c == classAES {
-		return pkcs11.CKM_AES_KEY_WRAP
-	}
-	return pkcs11.CKM_AES_KEY_WRAP_PAD // RFC 5649 on SoftHSM
-}
-
 // keyToken is a parsed EKT.
 type keyToken struct {
 	generation uint32
 	class      keyClass
+	mechanism  uint // CKM_, of the device that wrapped it
 	keyType    uint
 	length     int
 	wrapped    []byte
@@ -82,7 +79,7 @@ func (k keyToken) encode() EKT {
 	b = append(b, ektVersion)
 	b = binary.BigEndian.AppendUint32(b, k.generation)
 	b = append(b, byte(k.class))
-	b = binary.BigEndian.AppendUint32(b, uint32(k.class.wrapMechanism()))
+	b = binary.BigEndian.AppendUint32(b, uint32(k.mechanism))
 	b = binary.BigEndian.AppendUint32(b, uint32(k.keyType))
 	b = binary.BigEndian.AppendUint16(b, uint16(k.length))
 	return append(b, k.wrapped...)
@@ -96,11 +93,12 @@ func (e EKT) parse() (keyToken, error) {
 	k := keyToken{
 		generation: binary.BigEndian.Uint32(e[1:]),
 		class:      keyClass(e[5]),
+		mechanism:  uint(binary.BigEndian.Uint32(e[6:])),
 		keyType:    uint(binary.BigEndian.Uint32(e[10:])),
 		length:     int(binary.BigEndian.Uint16(e[14:])),
 		wrapped:    e[ektHeader:],
 	}
-	ok := k.generation > 0 && uint(binary.BigEndian.Uint32(e[6:])) == k.class.wrapMechanism()
+	ok := k.generation > 0 && k.class.formOf(k.mechanism) != 0
 	switch k.class {
 	case classAES:
 		ok = ok && k.keyType == pkcs11.CKK_AES && k.length == aesKeySize && len(k.wrapped) == aesKeySize+8

@@ -21,6 +21,7 @@ type Report struct {
 	// KeySpecs are tried if a domain is here, else judged by their mechanisms.
 	KeySpecs    []KeySpecCheck `json:"keySpecs,omitempty"`
 	Answers     []AnswerCheck  `json:"knownAnswers,omitempty"`
+	Wraps       []WrapCheck    `json:"wraps,omitempty"`
 	IVs         []IVCheck      `json:"ivs,omitempty"`
 	Rules       []RuleCheck    `json:"attributeRules,omitempty"`
 	Rates       []RateCheck    `json:"rates,omitempty"`
@@ -72,7 +73,8 @@ func (r *Report) add(severity, format string, args ...any) {
 	r.Findings = append(r.Findings, Finding{severity, fmt.Sprintf(format, args...)})
 }
 
-// needs lists the mechanisms with the flags that make them useful.
+// needs lists the mechanisms with the flags that make them useful. Those that
+// wrap are chosen from several: see lookAtWraps.
 var needs = []struct {
 	name, purpose string
 	mechanism     uint
@@ -81,8 +83,6 @@ var needs = []struct {
 }{
 	{"CKM_AES_KEY_GEN", "making domain and backing keys", pkcs11.CKM_AES_KEY_GEN, pkcs11.CKF_GENERATE, true},
 	{"CKM_AES_GCM", "encrypting and decrypting", pkcs11.CKM_AES_GCM, pkcs11.CKF_ENCRYPT | pkcs11.CKF_DECRYPT, true},
-	{"CKM_AES_KEY_WRAP", "wrapping AES backing keys", pkcs11.CKM_AES_KEY_WRAP, pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP, true},
-	{"CKM_AES_KEY_WRAP_PAD", "wrapping secrets of access keys and private keys", pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKF_WRAP | pkcs11.CKF_UNWRAP, true},
 	{"CKM_GENERIC_SECRET_KEY_GEN", "making the MAC key of database rows", pkcs11.CKM_GENERIC_SECRET_KEY_GEN, pkcs11.CKF_GENERATE, true},
 	{"CKM_SHA256_HMAC", "MACs of database rows and signatures of requests", pkcs11.CKM_SHA256_HMAC, pkcs11.CKF_SIGN | pkcs11.CKF_VERIFY, true},
 	{"CKM_AES_CMAC", "check values of AES keys", pkcs11.CKM_AES_CMAC, pkcs11.CKF_SIGN, true},
@@ -112,6 +112,7 @@ func Examine(ctx context.Context, cfg Config, known map[DomainID]Proofs) (Report
 	defer t.Close() //nolint:errcheck // only read from
 	r.LoggedIn = true
 	r.tryIVs(ctx, t)
+	r.tryWraps(ctx, t)
 	r.lookInside(ctx, t, known)
 	r.tryAnswers(ctx, t)
 	r.tryRules(ctx, t)
@@ -182,6 +183,7 @@ func (r *Report) lookAtMechanisms(m *module, s slot) {
 			r.add(SeverityWarning, "the token has no %s: no %s", need.name, need.purpose)
 		}
 	}
+	r.lookAtWraps(m, s)
 }
 
 func (r *Report) lookInside(ctx context.Context, t *Token, known map[DomainID]Proofs) {

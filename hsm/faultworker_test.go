@@ -190,7 +190,7 @@ func (tb *workerTable) cell(t *testing.T, function string, c faultClass) {
 // provoke nudges until a fault has happened as often as it is to. Once is
 // enough where it is not soon repeated. It returns a moment before the first.
 func (tb *workerTable) provoke(function string, times int, happened func() int) (start time.Time) {
-	const atMost = 30 * time.Second // for the first
+	const atMost = 2 * time.Minute // for the first
 	end := time.Now().Add(atMost)
 	for try := 0; happened() < times && time.Now().Before(end); try++ {
 		wait := 30 * time.Millisecond

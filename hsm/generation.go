@@ -54,6 +54,7 @@ var ErrNoGeneration = errors.New("this token does not hold the generation")
 type generationKeys struct {
 	Generation
 	wrap map[keyClass]pkcs11.ObjectHandle
+	by   wrapWays            // how the domain keys wrap on this token
 	mac  pkcs11.ObjectHandle // 0 if there is none
 	err  error               // why it is not whole
 	// proof is what it was examined with; "" = it was made here.
@@ -314,6 +315,9 @@ func (s *session) examineGeneration(id DomainID, number uint32, roles map[string
 	}
 	if g.err == nil && (len(g.wrap) < len(keyClasses) || !g.MAC) {
 		g.err = incomplete(id, number, roles)
+	}
+	if g.err == nil {
+		g.err = s.findWays(g)
 	}
 	if g.err == nil {
 		g.err = s.inspect(g)

@@ -171,7 +171,7 @@ func TestDestroyGeneration(t *testing.T) {
 func TestHalfAGeneration(t *testing.T) {
 	d := newDomain(t, nil)
 	ctx := t.Context()
-	if err := d.t.makeDomainKey(testDomain, 2, classAES); err != nil {
+	if err := d.t.makeDomainKey(testDomain, 2, classAES, []uint{pkcs11.CKM_AES_KEY_WRAP}); err != nil {
 		t.Fatal(err)
 	}
 	reopened, err := d.t.OpenDomain(ctx, testDomain)
@@ -217,7 +217,11 @@ func TestWeakSecondGeneration(t *testing.T) {
 // newTrusted makes a domain with the trusted generations 2 and 3; 2 is active.
 func newTrusted(t *testing.T) *Member {
 	t.Helper()
-	token := testenv.SoftHSM(t)
+	return trustedOn(t, testenv.SoftHSM(t))
+}
+
+func trustedOn(t *testing.T, token testenv.Token) *Member {
+	t.Helper()
 	cfg := Config{Module: token.Module, TokenLabel: token.Label, PIN: NewPIN([]byte(token.PIN))}
 	for _, number := range []uint32{2, 3} {
 		if err := MakeTrustedKeys(t.Context(), cfg, NewPIN([]byte(token.SOPIN)), testDomain, number); err != nil {
@@ -312,12 +316,12 @@ func wantNoWayOut(t *testing.T, d *Member, name string, ekt EKT) {
 			return err
 		}
 		defer s.destroy(own)
-		moving, err := s.unwrap(k.class, g.wrap[k.class], k.wrapped, g.protected(movingTemplate(k.class, k.keyType)))
+		moving, err := s.unwrap(g.way(k.class), g.wrap[k.class], k.wrapped, g.protected(movingTemplate(k.class, k.keyType)))
 		if err != nil {
 			return err
 		}
 		defer s.destroy(moving)
-		_, err = s.wrap(k.class, own, moving)
+		_, err = s.wrap(g.way(k.class), own, moving)
 		wantCode(t, name+": wrapping by an own key", err, pkcs11.CKR_KEY_NOT_WRAPPABLE)
 		for what, change := range map[string][]*pkcs11.Attribute{
 			"free":     {attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false)},
@@ -337,7 +341,7 @@ func wantNoWayOut(t *testing.T, d *Member, name string, ekt EKT) {
 		defer s.destroy(use)
 		for _, by := range keys.generations { // not even by trusted keys
 			if by.wrap[k.class] != 0 {
-				if _, err := s.wrap(k.class, by.wrap[k.class], use); err == nil {
+				if _, err := s.wrap(by.way(k.class), by.wrap[k.class], use); err == nil {
 					t.Errorf("%s: a copy in use can be wrapped again", name)
 				}
 			}
@@ -360,7 +364,7 @@ func TestWeakTrustedKeyIsRefused(t *testing.T) {
 			nested, free := nestedTemplate(template)
 			defer free()
 			_, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), append(
-				altered(domainKeyTemplate(testDomain, 2, c), attr(pkcs11.CKA_PRIVATE, false)),
+				altered(domainKeyTemplate(testDomain, 2, c, []uint{pkcs11.CKM_AES_KEY_WRAP, pkcs11.CKM_AES_KEY_WRAP_PAD}), attr(pkcs11.CKA_PRIVATE, false)),
 				attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 				attr(pkcs11.CKA_VALUE_LEN, aesKeySize), attr(pkcs11.CKA_TRUSTED, true), attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested)))
 			if err != nil {

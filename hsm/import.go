@@ -135,7 +135,8 @@ func (d *Member) tryImport(algorithm string) error {
 
 func (d *Member) tryInner() error {
 	return d.onMaker(background, func(s *session, _ *domainKeys) error {
-		return s.lacksMechanism("", spec{}, pkcs11.CKM_AES_KEY_WRAP_PAD, pkcs11.CKF_UNWRAP)
+		_, err := s.wayOfForm(formKWP)
+		return err
 	})
 }
 
@@ -221,7 +222,11 @@ func (s *session) unwrapMaterial(keys *domainKeys, k keyToken, w wrapping, sp sp
 		return 0, err
 	}
 	defer s.destroy(inner)
-	return s.unwrapStrange(keys, mechanism(pkcs11.CKM_AES_KEY_WRAP_PAD), inner, wrapped[n:], material)
+	padded, err := s.wayOfForm(formKWP)
+	if err != nil {
+		return 0, err
+	}
+	return s.unwrapStrange(keys, mechanism(padded), inner, wrapped[n:], material)
 }
 
 // unwrapper is a copy of a wrapping key that can unwrap what the template

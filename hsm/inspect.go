@@ -172,13 +172,13 @@ func (s *session) inspectLock(g *generationKeys, c keyClass, key pkcs11.ObjectHa
 		good = privateUseTemplate(keyType, pkcs11.CKA_SIGN)
 	}
 	good = g.protected(good)
-	object, err := s.unwrap(c, key, wrapped, good)
+	object, err := s.unwrap(g.way(c), key, wrapped, good)
 	if err != nil {
 		return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
 	}
 	s.destroy(object)
 	for _, forbidden := range g.forbidden(c) {
-		object, err := s.unwrap(c, key, wrapped, altered(good, forbidden))
+		object, err := s.unwrap(g.way(c), key, wrapped, altered(good, forbidden))
 		if err == nil {
 			s.destroy(object)
 			return fmt.Errorf("%w: the %s key unwraps objects with attribute 0x%X = %x, so a PIN holder could take backing keys out; it was not made by Trent, or the device ignores unwrap templates",
@@ -262,7 +262,7 @@ func (s *session) throwAway(g *generationKeys, c keyClass, wrapper pkcs11.Object
 		return nil, 0, deviceError("generating a throw-away key", err)
 	}
 	defer s.destroy(key)
-	wrapped, err = s.wrap(c, wrapper, key)
+	wrapped, err = s.wrap(g.way(c), wrapper, key)
 	return wrapped, keyType, err
 }
 
@@ -302,6 +302,9 @@ var probePlain = []byte("the device is healthy")
 // how the device wants its IVs: it may have come back in another mode.
 func (s *session) newProbe() (probe, error) {
 	if err := s.chooseIVs(); err != nil {
+		return probe{}, err
+	}
+	if _, err := s.ways(); err != nil {
 		return probe{}, err
 	}
 	key, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())

@@ -50,7 +50,7 @@ func TestUseCopyStaysInside(t *testing.T) {
 			_, err := s.attribute(h.object, pkcs11.CKA_VALUE)
 			wantCode(t, name+": reading the value", err, pkcs11.CKR_ATTRIBUTE_SENSITIVE)
 			for c, wrapper := range keys.wrap {
-				_, err = s.wrap(c, wrapper, h.object)
+				_, err = s.wrap(keys.way(c), wrapper, h.object)
 				wantCode(t, name+": wrapping", err, pkcs11.CKR_KEY_UNEXTRACTABLE)
 			}
 			for _, kind := range []uint{pkcs11.CKA_EXTRACTABLE, pkcs11.CKA_WRAP, pkcs11.CKA_DERIVE, pkcs11.CKA_TOKEN, pkcs11.CKA_MODIFIABLE} {
@@ -89,12 +89,12 @@ func TestUnwrapTemplateIsEnforced(t *testing.T) {
 	}
 	onKeeper(t, d, func(s *session, keys *domainKeys) error {
 		for name, template := range templates {
-			if object, err := s.unwrap(classAES, keys.wrap[classAES], k.wrapped, template); err == nil {
+			if object, err := s.unwrap(keys.way(classAES), keys.wrap[classAES], k.wrapped, template); err == nil {
 				t.Errorf("the AES domain key unwrapped %s key %d", name, object)
 			}
 		}
 		for _, c := range []keyClass{classGeneric, classPrivate} { // another class's domain key
-			if _, err := s.unwrap(classAES, keys.wrap[c], k.wrapped, aes); err == nil {
+			if _, err := s.unwrap(keys.way(classAES), keys.wrap[c], k.wrapped, aes); err == nil {
 				t.Errorf("the %s domain key unwrapped an AES key", c)
 			}
 		}

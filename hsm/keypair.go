@@ -94,7 +94,7 @@ func (s *session) wrapPair(keys *domainKeys, name string, sp spec, public, priva
 		return Material{}, err
 	}
 	made.EKT, err = s.export(keys.generationKeys, classPrivate, sp.keyType, 0, private)
-	return made, refused(name, classPrivate.wrapMechanism(), err)
+	return made, refused(name, keys.way(classPrivate).mechanism, err)
 }
 
 // privateBackingTemplate is backingKeyTemplate for private keys.

@@ -31,6 +31,9 @@ const (
 // errWrongAnswer is what a knownAnswer finds when the device computes something else.
 var errWrongAnswer = errors.New("the device's answer is not the published one")
 
+// errInTheClear: the device does not take the test's key.
+var errInTheClear = errors.New("it cannot be asked")
+
 // knownAnswer puts one vector to a session. Its keys are published and live
 // as session objects for the length of the test.
 type knownAnswer struct {
@@ -40,8 +43,8 @@ type knownAnswer struct {
 
 var knownAnswers = []knownAnswer{
 	{"AES-256-GCM", "McGrew and Viega, The Galois/Counter Mode of Operation, test case 16", (*session).answerGCM},
-	{"AES key wrap", "RFC 3394 §4.6", (*session).answerKeyWrap},
-	{"AES key wrap with padding, 20 bytes", "RFC 5649 §6", (*session).answerKeyWrapPad},
+	{"AES key wrap", "RFC 3394 §4.6", answerForm(formKW)},
+	{"AES key wrap with padding, 20 bytes", "RFC 5649 §6", answerForm(formKWP)},
 	{"HMAC-SHA-256", "RFC 4231 §4.7", (*session).answerHMAC},
 	{"AES-256-CMAC", "NIST SP 800-38B, example D.3", (*session).answerCMAC},
 	{"ECDSA P-256 with SHA-256", "RFC 6979 §A.2.5", (*session).answerECDSA},
@@ -54,8 +57,11 @@ func (r *Report) tryAnswers(ctx context.Context, t *Token) {
 		check := AnswerCheck{Name: known.name, Source: known.source, Result: AnswerRight}
 		err := t.onKeeperRetrying(ctx, known.try)
 		code, refused := codeOf(err)
+		unsupported := new(UnsupportedError)
 		switch {
 		case err == nil:
+		case errors.As(err, &unsupported):
+			check.Result, check.Detail = AnswerRefused, err.Error()
 		case errors.Is(err, errWrongAnswer):
 			check.Result, check.Detail = AnswerWrong, err.Error()
 			r.add(SeverityError, "known-answer test of %s (%s): %v; do not use this device, and report it to its vendor", known.name, known.source, err)
@@ -95,7 +101,10 @@ func (s *session) put(keyType uint, value []byte, uses ...uint) (pkcs11.ObjectHa
 		attr(pkcs11.CKA_SENSITIVE, true),
 		attr(pkcs11.CKA_EXTRACTABLE, true),
 		attr(pkcs11.CKA_VALUE, value)))
-	return object, deviceError("taking a published test key in the clear", err)
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", errInTheClear, deviceError("taking a published test key in the clear", err))
+	}
+	return object, nil
 }
 
 func (s *session) answerGCM() error {
@@ -132,7 +141,25 @@ func (s *session) answerGCM() error {
 	return nil
 }
 
-func (s *session) answerKeyWrap() error {
+// answerForm puts a form's vector to the mechanism that Trent takes for it.
+func answerForm(form wrapForm) func(*session) error {
+	return func(s *session) error {
+		number, err := s.wayOfForm(form)
+		if err != nil {
+			return err
+		}
+		return s.answerWrap(wrapMechanism{number, form})
+	}
+}
+
+func (s *session) answerWrap(m wrapMechanism) error {
+	if m.form == formKW {
+		return s.answerKeyWrap(m.number)
+	}
+	return s.answerKeyWrapPad(m.number)
+}
+
+func (s *session) answerKeyWrap(mechanism uint) error {
 	kek, err := s.put(pkcs11.CKK_AES, fromHex("000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"),
 		pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP)
 	if err != nil {
@@ -144,7 +171,7 @@ func (s *session) answerKeyWrap() error {
 		return err
 	}
 	defer s.destroy(key)
-	wrapped, err := s.wrap(classAES, kek, key)
+	wrapped, err := s.wrap(wrapWay{classAES, mechanism}, kek, key)
 	if err != nil {
 		return err
 	}
@@ -156,14 +183,14 @@ func (s *session) answerKeyWrap() error {
 
 // answerKeyWrapPad unwraps the RFC's example, which no padding to eight bytes
 // can have made.
-func (s *session) answerKeyWrapPad() error {
+func (s *session) answerKeyWrapPad(mechanism uint) error {
 	kek, err := s.put(pkcs11.CKK_AES, fromHex("5840df6e29b02af1ab493b705bf16ea1ae8338f4dcc176a8"), pkcs11.CKA_UNWRAP)
 	if err != nil {
 		return err
 	}
 	defer s.destroy(kek)
 	secret := fromHex("c37b7e6492584340bed12207808941155068f738")
-	object, err := s.unwrapLength(classGeneric, kek, fromHex("138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a"),
+	object, err := s.unwrapLength(wrapWay{classGeneric, mechanism}, kek, fromHex("138bdeaa9b8fa7fc61f97742e72248ee5ae6ae5360d1ae6a5f54f373fa543b6a"),
 		len(secret), useTemplate(pkcs11.CKK_GENERIC_SECRET, pkcs11.CKA_SIGN))
 	if err != nil {
 		return err

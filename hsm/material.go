@@ -63,7 +63,7 @@ func (s *session) length(keys *domainKeys, sp spec, secret pkcs11.ObjectHandle) 
 	if err == nil && ulong(value) > 0 {
 		return ulong(value), nil
 	}
-	wrapped, err := s.wrap(sp.class, keys.wrap[sp.class], secret)
+	wrapped, err := s.wrap(keys.way(sp.class), keys.wrap[sp.class], secret)
 	if code, ok := codeOf(err); ok && slices.Contains(tooShort, code) { // no key is
 		return 0, s.blameMaterial(keys, err)
 	}

@@ -17,6 +17,7 @@ enum {
 	C_Sign = 43,
 	C_VerifyInit = 48,
 	C_Verify = 49,
+	C_WrapKey = 60,
 	C_DeriveKey = 62,
 	C_GenerateRandom = 64,
 };
@@ -70,6 +71,7 @@ typedef struct {
 } ck_ecdh1_params;
 
 typedef ck_ulong (*get_function_list)(ck_functions **);
+typedef ck_ulong (*wrap_call)(ck_ulong, ck_mechanism *, ck_ulong, ck_ulong, ck_byte *, ck_ulong *);
 typedef ck_ulong (*init_call)(ck_ulong, ck_mechanism *, ck_ulong);
 typedef ck_ulong (*crypt_call)(ck_ulong, ck_byte *, ck_ulong, ck_byte *, ck_ulong *);
 typedef ck_ulong (*verify_call)(ck_ulong, ck_byte *, ck_ulong, ck_byte *, ck_ulong);
@@ -124,6 +126,15 @@ ck_result trent_sign(ck_functions *f, ck_ulong mechanism_type, ck_ulong session,
 		return result;
 	}
 	result.code = ((crypt_call)f->fn[C_Sign])(session, in, in_length, out, &result.length);
+	return result;
+}
+
+ck_result trent_wrap(ck_functions *f, ck_ulong mechanism_type, ck_ulong session, ck_ulong wrapper,
+	ck_ulong key, ck_byte *out, ck_ulong out_capacity)
+{
+	ck_mechanism mechanism = {mechanism_type, NULL, 0};
+	ck_result result = {0, out_capacity};
+	result.code = ((wrap_call)f->fn[C_WrapKey])(session, &mechanism, wrapper, key, out, &result.length);
 	return result;
 }
 

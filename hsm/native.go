@@ -10,6 +10,8 @@ package hsm
 #cgo nocallback trent_verify
 #cgo noescape trent_random
 #cgo nocallback trent_random
+#cgo noescape trent_wrap
+#cgo nocallback trent_wrap
 #cgo noescape trent_use
 #cgo nocallback trent_use
 #cgo noescape trent_attribute
@@ -85,6 +87,13 @@ func (n native) verify(mechanism uint, session pkcs11.SessionHandle, key pkcs11.
 func (n native) random(session pkcs11.SessionHandle, out []byte) uint {
 	outPtr, outLen := bytesOf(out)
 	return uint(C.trent_random(n.functions, C.ck_ulong(session), outPtr, outLen))
+}
+
+// wrap wraps key into out, by a mechanism without parameters.
+func (n native) wrap(mechanism uint, session pkcs11.SessionHandle, wrapper, key pkcs11.ObjectHandle, out []byte) (int, uint) {
+	outPtr, outLen := bytesOf(out)
+	r := C.trent_wrap(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(wrapper), C.ck_ulong(key), outPtr, outLen)
+	return int(r.length), uint(r.code)
 }
 
 // use signs in, or decrypts it, by any mechanism. parameters are as the

@@ -43,6 +43,11 @@ ck_ulong trent_random(ck_functions *f, ck_ulong session, ck_byte *out, ck_ulong 
 ck_result trent_import_secret(ck_functions *f, ck_ulong session,
 	ck_byte *secret, ck_ulong length);
 
+// trent_wrap is one call: some devices say a wrong length when they are asked
+// for it first.
+ck_result trent_wrap(ck_functions *f, ck_ulong mechanism, ck_ulong session, ck_ulong wrapper,
+	ck_ulong key, ck_byte *out, ck_ulong out_capacity);
+
 // trent_use signs, or decrypts, by any mechanism.
 ck_result trent_use(ck_functions *f, int decrypt, ck_ulong mechanism,
 	ck_byte *parameter, ck_ulong parameter_length, ck_ulong session, ck_ulong key,

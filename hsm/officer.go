@@ -18,8 +18,12 @@ import (
 // proves it all: see Member.CreateGeneration.
 func MakeTrustedKeys(ctx context.Context, cfg Config, officer PIN, id DomainID, number uint32) error {
 	return asOfficer(ctx, cfg, officer, func(s *session) error {
+		ways, err := s.offeredWays()
+		if err != nil {
+			return err
+		}
 		for _, c := range keyClasses {
-			if err := s.makeTrustedKey(id, number, c); err != nil {
+			if err := s.makeTrustedKey(id, number, c, c.pinned(ways[c])); err != nil {
 				return fmt.Errorf("making the trusted %s domain key: %w", c, err)
 			}
 			failpoint.Hit("generation.domainkey." + c.String())
@@ -80,14 +84,14 @@ func officerRefused(s slot, err error) error {
 // private objects (PKCS#11 v2.40 §4.4): SoftHSM and others.
 var officersRefusals = []uint{pkcs11.CKR_USER_NOT_LOGGED_IN, pkcs11.CKR_ATTRIBUTE_READ_ONLY, pkcs11.CKR_TEMPLATE_INCONSISTENT, pkcs11.CKR_ATTRIBUTE_VALUE_INVALID, pkcs11.CKR_OBJECT_HANDLE_INVALID}
 
-func (s *session) makeTrustedKey(id DomainID, number uint32, c keyClass) error {
+func (s *session) makeTrustedKey(id DomainID, number uint32, c keyClass, by []uint) error {
 	_, err := s.findOne(id.label(domainKeyRole(c), number))
 	if !errors.Is(err, errNotFound) {
 		return err
 	}
 	nested, free := nestedTemplate(unwrapTemplate(c, Trusted))
 	defer free()
-	template := append(domainKeyTemplate(id, number, c),
+	template := append(domainKeyTemplate(id, number, c, by),
 		attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY),
 		attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES),
 		attr(pkcs11.CKA_VALUE_LEN, aesKeySize),

@@ -15,7 +15,7 @@ import (
 // Whoever has the private half has the keys.
 type Parcel []byte
 
-// parcelText is a Parcel's JSON: by role and hash.
+// parcelText is a Parcel's JSON: by role and hash, and formsRole.
 type parcelText map[string]map[string][]byte
 
 // Shared is a generation on its way to its members.
@@ -43,7 +43,11 @@ func (d *Member) MakeShared(ctx context.Context, number uint32, publicKeys [][]b
 }
 
 func (s *session) makeShared(id DomainID, number uint32, publicKeys [][]byte) (made Shared, err error) {
-	g := &generationKeys{Generation: Generation{Number: number, Profile: Locked, Shared: true}, wrap: map[keyClass]pkcs11.ObjectHandle{}}
+	ways, err := s.ways()
+	if err != nil {
+		return Shared{}, err
+	}
+	g := &generationKeys{Generation: Generation{Number: number, Profile: Locked, Shared: true}, wrap: map[keyClass]pkcs11.ObjectHandle{}, by: ways}
 	for _, c := range keyClasses {
 		if g.wrap[c], err = s.makeCarried(pkcs11.CKM_AES_KEY_GEN, pkcs11.CKK_AES, pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP); err != nil {
 			return Shared{}, err
@@ -80,7 +84,7 @@ func (s *session) packFor(publicKey []byte, g *generationKeys) (Parcel, error) {
 		return nil, err
 	}
 	defer s.destroy(wrapper)
-	text := parcelText{}
+	text := parcelText{formsRole: g.by.pack()}
 	for c, key := range g.wrap {
 		if text[domainKeyRole(c)], err = s.wrapFor(wrapper, key); err != nil {
 			return nil, err
@@ -109,7 +113,7 @@ func (d *Member) TakeShared(ctx context.Context, number uint32, parcel Parcel) e
 			return fmt.Errorf("the enrolment key: %w", err)
 		}
 		for _, role := range allRoles() {
-			if err := s.take(d.id, number, role, key, text[role]); err != nil {
+			if err := s.take(d.id, number, role, key, text); err != nil {
 				return fmt.Errorf("the %s key: %w", role, err)
 			}
 			failpoint.Hit("enrol.took." + role)
@@ -122,7 +126,7 @@ func (d *Member) TakeShared(ctx context.Context, number uint32, parcel Parcel) e
 	return nil
 }
 
-func (s *session) take(id DomainID, number uint32, role string, key pkcs11.ObjectHandle, parcel map[string][]byte) error {
+func (s *session) take(id DomainID, number uint32, role string, key pkcs11.ObjectHandle, parcel parcelText) error {
 	if _, err := s.findOne(id.label(role, number)); !errors.Is(err, errNotFound) {
 		return err
 	}
@@ -131,17 +135,21 @@ func (s *session) take(id DomainID, number uint32, role string, key pkcs11.Objec
 	}, macKeyTemplate(id, number)...)
 	for _, c := range keyClasses {
 		if role == domainKeyRole(c) {
+			by, err := s.waysToTake(c, parcel[formsRole])
+			if err != nil {
+				return err
+			}
 			nested, free := nestedTemplate(unwrapTemplate(c, Locked))
 			defer free()
 			template = append([]*pkcs11.Attribute{
 				attr(pkcs11.CKA_CLASS, pkcs11.CKO_SECRET_KEY), attr(pkcs11.CKA_KEY_TYPE, pkcs11.CKK_AES), attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested),
-			}, domainKeyTemplate(id, number, c)...)
+			}, domainKeyTemplate(id, number, c, by)...)
 		}
 	}
 	template = unmodifiableLast(template)
-	_, err := s.openParcel(key, parcel, template)
+	_, err := s.openParcel(key, parcel[role], template)
 	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID { // as in makeTokenKey
-		_, err = s.openParcel(key, parcel, without(template, pkcs11.CKA_ALLOWED_MECHANISMS))
+		_, err = s.openParcel(key, parcel[role], without(template, pkcs11.CKA_ALLOWED_MECHANISMS))
 	}
 	return err
 }

@@ -25,7 +25,7 @@ func (s *session) prove(keys *domainKeys, name string, sp spec, use Use, made Ma
 	}
 	object, err := s.unwrapFor(keys, k, useFlags[use]...)
 	if err != nil {
-		return refused(name, classPrivate.wrapMechanism(), err)
+		return refused(name, k.mechanism, err)
 	}
 	defer s.destroy(object)
 	switch {

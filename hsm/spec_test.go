@@ -396,7 +396,7 @@ func checkCopy(t *testing.T, d *Member, name string, ekt EKT, uses []uint, priva
 			}
 		}
 		for class, wrapper := range keys.wrap {
-			if _, err := s.wrap(class, wrapper, object); err == nil {
+			if _, err := s.wrap(keys.way(class), wrapper, object); err == nil {
 				t.Errorf("%s: a copy can be wrapped again", name)
 			}
 		}

@@ -135,7 +135,11 @@ func (s *session) lacks(name string, sp spec, use Use) error {
 			return err
 		}
 	}
-	return s.lacksMechanism(name, spec{}, sp.class.wrapMechanism(), pkcs11.CKF_WRAP|pkcs11.CKF_UNWRAP)
+	_, err := s.way(sp.class)
+	if errors.Is(err, errNoWrap) {
+		return &UnsupportedError{name, mechanismName(sp.class.wrapForms()[0].first()), "none of the wrapping mechanisms that the device has is right"}
+	}
+	return err
 }
 
 func (s *session) lacksMechanism(name string, sp spec, m, flags uint) error {

@@ -58,6 +58,9 @@ type Token struct {
 	// iv is how IVs are made; see ivs. The keeper's worker sets it.
 	iv atomic.Pointer[ivWay]
 
+	// wraps is what mechanisms the device wraps by; see ways.
+	wraps atomic.Pointer[wrapWays]
+
 	// wantsLength: C_UnwrapKey wants CKA_VALUE_LEN; see unwrapLength.
 	wantsLength atomic.Bool
 

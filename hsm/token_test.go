@@ -153,7 +153,7 @@ func TestPINPrintsRedacted(t *testing.T) {
 func TestExamine(t *testing.T) {
 	cfg := testConfig(t)
 	r, err := Examine(t.Context(), cfg, nil)
-	if err != nil || !r.Usable() || !r.LoggedIn || r.Token == nil || r.Token.Label != cfg.TokenLabel || len(r.Mechanisms) != len(needs) {
+	if err != nil || !r.Usable() || !r.LoggedIn || r.Token == nil || r.Token.Label != cfg.TokenLabel || len(r.Mechanisms) != len(needs)+2 {
 		t.Errorf("%+v, %v", r, err)
 	}
 	token := openToken(t, cfg)

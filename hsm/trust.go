@@ -12,7 +12,7 @@ import (
 // the restriction cannot be taken off it.
 func (s *session) inspectTrust(g *generationKeys, c keyClass, key pkcs11.ObjectHandle, wrapped []byte, keyType uint) error {
 	p11 := s.t.module.p11
-	moving, err := s.unwrap(c, key, wrapped, g.protected(movingTemplate(c, keyType)))
+	moving, err := s.unwrap(g.way(c), key, wrapped, g.protected(movingTemplate(c, keyType)))
 	if err != nil {
 		return fmt.Errorf("trying the %s key: unwrapping a key that is to be wrapped again: %w", domainKeyRole(c), err)
 	}
@@ -25,7 +25,7 @@ func (s *session) inspectTrust(g *generationKeys, c keyClass, key pkcs11.ObjectH
 	defer s.destroy(own)
 	free := []*pkcs11.Attribute{attr(pkcs11.CKA_WRAP_WITH_TRUSTED, false)}
 	attempts := map[string]func() error{
-		"lets a key that anyone made wrap it":           func() error { _, err := s.wrap(c, own, moving); return err },
+		"lets a key that anyone made wrap it":           func() error { _, err := s.wrap(g.way(c), own, moving); return err },
 		"lets the restriction be cleared":               func() error { return p11.SetAttributeValue(s.handle, moving, free) },
 		"lets the restriction be cleared in a copy":     func() error { return s.copied(moving, free) },
 		"lets anyone mark a key trusted":                func() error { return p11.SetAttributeValue(s.handle, own, trusted()) },
@@ -41,7 +41,7 @@ func (s *session) inspectTrust(g *generationKeys, c keyClass, key pkcs11.ObjectH
 			return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), deviceError("trying to take a key out", err))
 		}
 	}
-	if _, err := s.wrap(c, key, moving); err != nil {
+	if _, err := s.wrap(g.way(c), key, moving); err != nil {
 		return fmt.Errorf("trying the %s key: wrapping again: %w", domainKeyRole(c), err)
 	}
 	return nil

@@ -31,6 +31,9 @@ var vendors = []struct {
 	{"safenet", luna}, {"thales", luna}, {"gemalto", luna},
 	{"ncipher", nShield}, {"entrust", nShield},
 	{"cavium", cloudHSM}, {"marvell", cloudHSM}, {"aws", cloudHSM},
+	{"mozilla", Vendor{Family: "NSS softokn", Notes: []Note{
+		{"It ignores unwrap templates and wraps keys that are not EXTRACTABLE: Trent cannot run on it.", "measured, 3.87"},
+	}}},
 	{"utimaco", Vendor{Family: "Utimaco", Notes: []Note{
 		{"Nothing is known beyond what was probed.", "no documentation at hand"},
 	}}},
@@ -41,7 +44,7 @@ var vendors = []struct {
 
 var luna = Vendor{Family: "Luna", Notes: []Note{
 	{"In FIPS mode AES-GCM makes its own 16-byte IV and appends it to the output.", "Thales Luna HSM documentation, CKM_AES_GCM"},
-	{"Private keys are wrapped by CKM_AES_KWP, secret keys by CKM_AES_KW.", "Thales Luna HSM documentation, mechanism summary"},
+	{"AES key wrap has the vendor's own numbers: CKM_AES_KWP for private keys, CKM_AES_KW for secret ones.", "Thales Luna HSM documentation, mechanism summary"},
 	{"Before firmware 7.9.3 C_UnwrapKey wants CKA_VALUE_LEN in the template.", "Thales Luna HSM documentation, CKM_AES_KW"},
 }}
 
@@ -52,7 +55,7 @@ var nShield = Vendor{Family: "nShield", Notes: []Note{
 
 var cloudHSM = Vendor{Family: "AWS CloudHSM", ownIVs: true, Notes: []Note{
 	{"AES-GCM makes its own IV and wants zeros in the parameters.", "AWS CloudHSM user guide, PKCS#11 mechanisms, note 4"},
-	{"SDK 5 has AES key wrap under the vendor's own numbers only.", "AWS CloudHSM user guide, PKCS#11 mechanisms"},
+	{"SDK 5 has AES key wrap under the vendor's own numbers only.", "AWS CloudHSM user guide, AES key wrapping"},
 	{"Session objects live on one member of the cluster only.", "AWS CloudHSM user guide, known issues"},
 	{"SDK 5 has no read-only sessions, and reports its session limit as CKR_ARGUMENTS_BAD.", "AWS CloudHSM user guide, known issues"},
 	{"There are no data objects: Trent's mark of an active deployment is kept in the database only.", "AWS CloudHSM user guide, supported object types"},

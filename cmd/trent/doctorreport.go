@@ -1,6 +1,10 @@
 package main
 
-import "github.com/trent-kms/trent/hsm"
+import (
+	"strings"
+
+	"github.com/trent-kms/trent/hsm"
+)
 
 // report prints what was found, the conclusions last, where a person looks.
 func (p *printer) report(r hsm.Report) {
@@ -48,6 +52,22 @@ func (p *printer) token(r hsm.Report) {
 	}
 }
 
+func (p *printer) wraps(checks []hsm.WrapCheck) {
+	if len(checks) > 0 {
+		p.printf("\nWrapping mechanisms:\n")
+	}
+	for _, w := range checks {
+		state, detail := "refused", w.Detail
+		switch {
+		case len(w.Chosen) > 0:
+			state, detail = "chosen", "for "+strings.Join(w.Chosen, " and ")+" keys"
+		case w.Works:
+			state = "possible"
+		}
+		p.printf("  %-8s %-28s %s  %s\n", state, w.Mechanism, w.Form, detail)
+	}
+}
+
 func (p *printer) mechanisms(r hsm.Report) {
 	if len(r.Mechanisms) > 0 {
 		p.printf("\nMechanisms:\n")
@@ -82,6 +102,7 @@ func (p *printer) tries(r hsm.Report) {
 	for _, a := range r.Answers {
 		p.printf("  %-8s %s (%s)\n", a.Result, a.Name, a.Source)
 	}
+	p.wraps(r.Wraps)
 	if len(r.IVs) > 0 {
 		p.printf("\nSources of IVs (--hsm-iv-source):\n")
 	}

@@ -53,6 +53,19 @@ func Program(t testing.TB, name string) string {
 	return path
 }
 
+// Library returns the path of a shared library of a Debian package that a test
+// loads: the first that a pattern of filepath.Glob finds.
+func Library(t testing.TB, debian string, patterns ...string) string {
+	t.Helper()
+	for _, pattern := range patterns {
+		if found, err := filepath.Glob(pattern); err == nil && len(found) > 0 {
+			return found[0]
+		}
+	}
+	missing(t, fmt.Errorf("Debian's %s is not installed (run scripts/bootstrap)", debian))
+	return ""
+}
+
 // scratch makes a folder that lives as long as the test process: a shell waits
 // for the end of a pipe that only the process holds open, then ends a server
 // that may still run in the folder, and removes it.

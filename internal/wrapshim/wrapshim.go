@@ -1,0 +1,58 @@
+// Package wrapshim builds PKCS#11 libraries that stand before a real one and
+// know its mechanisms of AES key wrap by other numbers, as HSMs of some vendors
+// do.
+package wrapshim
+
+import (
+	_ "embed" // the library's source
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/trent-kms/trent/internal/testenv"
+)
+
+//go:embed shim.c
+var source []byte
+
+// Device is how a library differs from the real one. Its zero value has no AES
+// key wrap at all.
+type Device struct {
+	KW  uint // number of RFC 3394, the real library's 0x2109; 0 = it has none
+	KWP uint // number of RFC 5649, the real library's 0x210A; 0 = it has none
+	// Padded is a number that pads first, whatever the length, as PKCS#11
+	// v2.40's words on 0x210A may be read; 0 = it has none.
+	Padded uint
+	// Secretive: it takes no AES keys in the clear.
+	Secretive bool
+}
+
+// New builds a library before a copy of module, whose state is its own, and
+// returns its path.
+func New(t testing.TB, module string, d Device) string {
+	t.Helper()
+	dir := t.TempDir()
+	library, err := os.ReadFile(module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, own, code := filepath.Join(dir, "wrapshim.so"), filepath.Join(dir, "real.so"), filepath.Join(dir, "shim.c")
+	for name, content := range map[string][]byte{own: library, code: source} {
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	secretive := 0
+	if d.Secretive {
+		secretive = 1
+	}
+	args := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", `-DMODULE="` + own + `"`,
+		fmt.Sprintf("-DKW=%#xUL", d.KW), fmt.Sprintf("-DKWP=%#xUL", d.KWP), fmt.Sprintf("-DPADDED=%#xUL", d.Padded),
+		fmt.Sprintf("-DSECRETIVE=%d", secretive), "-o", path, code, "-ldl"}
+	if out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), args...).CombinedOutput(); err != nil { //nolint:gosec // the test's own words
+		t.Fatalf("building the shim: %v\n%s", err, out)
+	}
+	return path
+}
