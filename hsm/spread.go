@@ -27,6 +27,7 @@ type spread struct {
 
 	active atomic.Uint32 // generation that setActive named last; 0 = none
 	proofs atomic.Pointer[Proofs]
+	marked atomic.Bool // MarkActive was asked for
 	absent absences
 
 	mu      sync.Mutex    // guards these
@@ -78,7 +79,10 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 		return d.setActive(ctx, c)
 	case callSetProofs:
 		return d.setProofs(ctx, c)
-	case callSupports, callSupportsImport, callMarkActive:
+	case callMarkActive:
+		d.marked.Store(true) // first: who comes from now on is marked by its tender
+		return d.all(ctx, c)
+	case callSupports, callSupportsImport:
 		return d.all(ctx, c)
 	}
 	return d.one(ctx, c, r)

@@ -74,6 +74,7 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 		}
 		if err == nil {
 			s.serve(t) // before OpenDomain is told, which looks
+			s.mark(ctx, t)
 		}
 		if !told {
 			first <- err
@@ -132,6 +133,20 @@ func (s *seat) serve(t *target) {
 	s.target.Store(t)
 	s.d.reckon()
 	s.log.Info("a member of the HSM domain serves", "token", t.info.Label, "serial", t.info.Serial)
+}
+
+// mark does on a member that came after MarkActive what that did on the others.
+// t serves already, so that one of the two sees the other.
+func (s *seat) mark(ctx context.Context, t *target) {
+	if !s.d.marked.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
+	defer cancel()
+	if err := t.do(ctx, &call{op: callMarkActive}, new(reply)); err != nil {
+		s.log.Warn("the token keeps no mark that this deployment is active (some devices have no data objects): "+
+			"trent init on it could not tell if somebody set the database back", "error", err)
+	}
 }
 
 // heartbeat is how often a member is asked whether it lives.
@@ -220,6 +235,7 @@ func (s *seat) recover(ctx context.Context, t *target) error {
 		switch {
 		case err == nil:
 			s.serve(t)
+			s.mark(ctx, t)
 			return nil
 		case final(err), t.remote != nil && (t.remote.gone() || time.Since(began) > replaceAfter):
 			return err
