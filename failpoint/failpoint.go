@@ -40,6 +40,7 @@ var Points = []string{
 	"generation.destroyed.domain-key-generic",
 	"generation.destroyed.domain-key-private",
 	"generation.destroyed.mac",
+	"generation.emptied", // a member holds nothing of it any more; not in its row yet
 
 	// enrolment of a further member
 	"enrol.recorded",            // row of a generation without keys committed

@@ -1,6 +1,9 @@
 package hsm
 
 import (
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/miekg/pkcs11"
@@ -38,6 +41,34 @@ func TestMarkActive(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestMarkOfLateMember: a member that was away while the others were marked gets
+// its mark when it comes.
+func TestMarkOfLateMember(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 2)
+	folder := filepath.Dir(strings.TrimPrefix(cfg.Members[1].Environment[0], "SOFTHSM2_CONF="))
+	objects := func() int {
+		files, err := filepath.Glob(filepath.Join(folder, "tokens", "*", "*.object"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	before := objects()
+	move := func(from, to string) {
+		if err := os.Rename(filepath.Join(folder, from), filepath.Join(folder, to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	move("tokens", "away")
+	d := openDomain(t, cfg)
+	if err := d.MarkActive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	move("away", "tokens")
+	eventually(t, "the late member", func() bool { return workerOf(d, 1) != 0 })
+	eventually(t, "its mark", func() bool { return objects() == before+1 })
 }
 
 // A mark that took no PIN to make counts for nothing.

@@ -160,11 +160,8 @@ const maxWrapped = 2 * maxPKCS8
 func (s *session) wrap(way wrapWay, wrapper, key pkcs11.ObjectHandle) ([]byte, error) {
 	out := make([]byte, maxWrapped)
 	n, code := s.t.module.native.wrap(way.mechanism, s.handle, wrapper, key, out)
-	switch {
-	case code != pkcs11.CKR_OK:
+	if code != pkcs11.CKR_OK {
 		return nil, &DeviceError{Doing: "wrapping", Code: code}
-	case n > len(out):
-		return nil, &DeviceError{Doing: "wrapping", Code: ckrWrongLength}
 	}
 	return bytes.Clone(out[:n]), nil
 }

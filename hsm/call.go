@@ -45,8 +45,9 @@ const (
 	callTakeShared
 	callDropEnrolmentKey
 	callDestroyGeneration
-	callOpen    // of a worker, before all others: see worker.open
-	callMetrics // of a worker
+	callRefusePIN // it was refused elsewhere: no further try
+	callOpen      // of a worker, before all others: see worker.open
+	callMetrics   // of a worker
 	callCount
 )
 
@@ -176,6 +177,8 @@ func (d *Member) doSeldom(ctx context.Context, c *call, r *reply) (err error) {
 		err = d.MarkActive(ctx)
 	case callPing:
 		err = d.t.Ping(ctx)
+	case callRefusePIN:
+		d.t.cfg.PIN.refuse()
 	case callInfo:
 		err = r.describe(d.t.Info())
 	case callRewrap:

@@ -102,6 +102,9 @@ func (s *session) readAttributes(sp spec, private pkcs11.ObjectHandle, rest []by
 	var values [][]byte
 	for _, kind := range sp.privateAttributes() {
 		n, code := s.t.module.native.attribute(s.handle, private, kind, rest)
+		if code == pkcs11.CKR_OK && (n == 0 || sp.keyType == pkcs11.CKK_EC && n > sp.curve.size) {
+			code = ckrWrongLength
+		}
 		if code != pkcs11.CKR_OK {
 			return nil, &DeviceError{Doing: "reading a data key pair", Code: code}
 		}

@@ -209,7 +209,8 @@ func (d *Domain) Forget(ekt EKT) {
 	_ = d.do(background, call{op: callForget, ekt: ekt}, nil)
 }
 
-// MarkActive is Token.MarkActive, on every member's token.
+// MarkActive is Token.MarkActive, on every member's token, and on those of members
+// that come or come back later.
 func (d *Domain) MarkActive(ctx context.Context) error {
 	return d.do(ctx, call{op: callMarkActive}, nil)
 }

@@ -123,3 +123,14 @@ func (e EKT) class() keyClass {
 	}
 	return keyClass(e[5])
 }
+
+// Classes are the names of the kinds of keys that have a domain key each.
+func Classes() (names []string) {
+	for _, c := range keyClasses {
+		names = append(names, c.String())
+	}
+	return names
+}
+
+// Class is the one of Classes that the EKT's key is of.
+func (e EKT) Class() string { return e.class().String() }

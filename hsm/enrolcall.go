@@ -61,8 +61,8 @@ func (d *spread) setProofs(ctx context.Context, c *call) error {
 		if t == nil {
 			continue
 		}
-		// One that is gone gets the proofs when it is opened again.
-		if err := s.call(ctx, t, c, new(reply)); err != nil && !errors.Is(err, ErrUnavailable) {
+		// One that is gone or aside gets the proofs before it serves again.
+		if err := s.prove(ctx, t, &proofs); err != nil && !errors.Is(err, ErrUnavailable) {
 			faults = append(faults, fmt.Errorf("member %s: %w", s.name, err))
 			s.aside(t, err)
 		}
@@ -71,6 +71,19 @@ func (d *spread) setProofs(ctx context.Context, c *call) error {
 		return nil
 	}
 	return errors.Join(faults...)
+}
+
+// prove tells a member the proofs.
+func (s *seat) prove(ctx context.Context, t *target, proofs *Proofs) error {
+	text, err := json.Marshal(*proofs)
+	if err != nil {
+		return fmt.Errorf("encoding proofs: %w", err)
+	}
+	if err := s.call(ctx, t, &call{op: callSetProofs, in: text}, new(reply)); err != nil {
+		return err
+	}
+	t.told.Store(proofs)
+	return nil
 }
 
 // EnrolmentKey is Member.EnrolmentKey, of a domain of one member.

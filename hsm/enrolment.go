@@ -42,13 +42,14 @@ func Fingerprint(publicKey []byte) string {
 }
 
 // EnrolmentKey returns the public half, a SubjectPublicKeyInfo in DER, of the
-// token's enrolment key for a generation, which is made if there is none.
+// token's enrolment key for a generation, which is made if there is none and the
+// token has nothing of the generation yet.
 func (d *Member) EnrolmentKey(ctx context.Context, number uint32) ([]byte, error) {
 	var public []byte
 	err := d.t.onMakerRetrying(ctx, func(s *session) (err error) {
 		object, err := s.findOne(d.id.label(enrolmentRole, number))
 		if errors.Is(err, errNotFound) {
-			object, err = s.makeEnrolmentKey(d.id, number)
+			object, err = s.newEnrolmentKey(d.id, number)
 		}
 		if err != nil {
 			return err
@@ -60,6 +61,22 @@ func (d *Member) EnrolmentKey(ctx context.Context, number uint32) ([]byte, error
 		return nil, fmt.Errorf("making the enrolment key of generation %d on %q: %w", number, d.t.info.Label, err)
 	}
 	return public, nil
+}
+
+// newEnrolmentKey refuses where the token holds keys of the generation: an
+// enrolment key is destroyed only after all members hold those and the database
+// says so, and whoever asks for another one has a database from before that.
+func (s *session) newEnrolmentKey(id DomainID, number uint32) (pkcs11.ObjectHandle, error) {
+	held, err := s.domainObjects(id)
+	if err != nil {
+		return 0, err
+	}
+	if len(held[number]) > 0 {
+		return 0, fmt.Errorf("%w: the token holds keys of generation %d whose enrolment was finished, but the database is from before that: it was set back, or has lost its newest changes; restore it from a newer backup. "+
+			"If there is none, so that nothing that is under those keys will ever be read again, destroy them with `trent domain retire --generation %d` and enrol anew",
+			ErrDomainConflict, number, number)
+	}
+	return s.makeEnrolmentKey(id, number)
 }
 
 func (s *session) makeEnrolmentKey(id DomainID, number uint32) (pkcs11.ObjectHandle, error) {

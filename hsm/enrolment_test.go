@@ -91,6 +91,10 @@ func TestEnrolment(t *testing.T) {
 		if err := m.DropEnrolmentKey(ctx, 2); err != nil { // nothing left to do
 			t.Fatal(err)
 		}
+		// Who asks again has a database from before, and must not make others.
+		if _, err := m.EnrolmentKey(ctx, 2); !errors.Is(err, ErrDomainConflict) {
+			t.Errorf("member %d: an enrolment key for what was enrolled: %v", i, err)
+		}
 	}
 	wantGenerations(t, a, 2, 1, 2)
 	wantGenerations(t, b, 2, 2)

@@ -78,6 +78,7 @@ var faultClasses = []faultClass{
 	losing("logout after", faultshim.Logout, true),
 	{"short output", faultshim.Fault{Action: faultshim.Shorten, Times: 1},
 		strings.Fields(`C_GetSlotList C_FindObjects C_GetAttributeValue C_Encrypt C_Decrypt C_Sign C_WrapKey`)},
+	{"too long an output", faultshim.Fault{Action: faultshim.Lengthen, Times: 1}, lengths},
 	// Of a MAC, a signature, a shared secret or a ciphertext that was made with
 	// another key nothing shows it but a second call; of an object that was
 	// destroyed in another's place nothing does. See docs/operations.md.

@@ -97,13 +97,13 @@ func (s *session) inspectKind(g *generationKeys, role string, key pkcs11.ObjectH
 		kind = append(kind, attr(pkcs11.CKA_VALUE_LEN, aesKeySize))
 	}
 	for _, a := range kind {
-		values, err := s.t.module.p11.GetAttributeValue(s.handle, key, []*pkcs11.Attribute{attr(a.Type, nil)})
+		value, err := s.attribute(key, a.Type)
 		if err != nil {
-			return fmt.Errorf("inspecting the %s key: %w", role, deviceError("reading its kind", err))
+			return fmt.Errorf("inspecting the %s key: %w", role, err)
 		}
-		if len(values) != 1 || !bytes.Equal(values[0].Value, a.Value) {
+		if !bytes.Equal(value, a.Value) {
 			return fmt.Errorf("%w: the %s key is no 256-bit key of its type (attribute 0x%X is %x); it was not made by Trent: do not use this token before you know why",
-				ErrDomainConflict, role, a.Type, values[0].Value)
+				ErrDomainConflict, role, a.Type, value)
 		}
 	}
 	return nil

@@ -237,24 +237,29 @@ func (s *session) find(template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, err
 	}
 	defer p11.FindObjectsFinal(s.handle) //nolint:errcheck // the result is in hand
 	var found []pkcs11.ObjectHandle
+	objects := make([]pkcs11.ObjectHandle, 64)
 	for {
-		objects, _, err := p11.FindObjects(s.handle, 64)
-		if err != nil {
-			return nil, deviceError("looking for objects", err)
+		n, code := s.t.module.native.find(s.handle, objects)
+		if code != pkcs11.CKR_OK {
+			return nil, &DeviceError{Doing: "looking for objects", Code: code}
 		}
-		if len(objects) == 0 {
+		if n == 0 {
 			return found, nil
 		}
-		found = append(found, objects...)
+		found = append(found, objects[:n]...)
 	}
 }
 
 func (s *session) attribute(object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
-	values, err := s.t.module.p11.GetAttributeValue(s.handle, object, []*pkcs11.Attribute{attr(kind, nil)})
-	if err != nil {
-		return nil, deviceError("reading an attribute", err)
+	n, code := s.t.module.native.attributeLength(s.handle, object, kind)
+	value := make([]byte, n)
+	if code == pkcs11.CKR_OK && n > 0 {
+		n, code = s.t.module.native.attribute(s.handle, object, kind, value)
 	}
-	return values[0].Value, nil
+	if code != pkcs11.CKR_OK {
+		return nil, &DeviceError{Doing: "reading an attribute", Code: code}
+	}
+	return value[:n], nil
 }
 
 // flag says whether a boolean attribute is known to be want: of a device that

@@ -172,6 +172,8 @@ func loginAllowed(s slot, pin PIN) error {
 	switch {
 	case pin.empty():
 		return fmt.Errorf("%w: no PIN is configured; give it by file or credential", ErrPINIncorrect)
+	case pin.secret.refused.Load():
+		return fmt.Errorf("%w when the worker that was to follow tried it, and it is not tried again: restart with the right PIN", ErrPINIncorrect)
 	case flags&pkcs11.CKF_USER_PIN_INITIALIZED == 0:
 		return fmt.Errorf("%w: token %q has no user PIN yet; set one with the vendor's tool as security officer", ErrTokenUninitialised, s.token.Label)
 	case flags&pkcs11.CKF_USER_PIN_LOCKED != 0:

@@ -9,6 +9,7 @@ enum {
 	C_CreateObject = 20,
 	C_DestroyObject = 22,
 	C_GetAttributeValue = 24,
+	C_FindObjects = 27,
 	C_EncryptInit = 29,
 	C_Encrypt = 30,
 	C_DecryptInit = 33,
@@ -79,6 +80,7 @@ typedef ck_ulong (*random_call)(ck_ulong, ck_byte *, ck_ulong);
 typedef ck_ulong (*create_call)(ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
 typedef ck_ulong (*destroy_call)(ck_ulong, ck_ulong);
 typedef ck_ulong (*attribute_call)(ck_ulong, ck_ulong, ck_attribute *, ck_ulong);
+typedef ck_ulong (*find_call)(ck_ulong, ck_ulong *, ck_ulong, ck_ulong *);
 typedef ck_ulong (*derive_call)(ck_ulong, ck_mechanism *, ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
 
 // trent_load never unloads: vendors' libraries keep threads and exit handlers
@@ -207,6 +209,13 @@ ck_result trent_attribute(ck_functions *f, ck_ulong session, ck_ulong object,
 	if (result.code == 0) {
 		result.length = wanted.length;
 	}
+	return result;
+}
+
+ck_result trent_find(ck_functions *f, ck_ulong session, ck_ulong *out, ck_ulong most)
+{
+	ck_result result = {0, 0};
+	result.code = ((find_call)f->fn[C_FindObjects])(session, out, most, &result.length);
 	return result;
 }
 

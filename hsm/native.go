@@ -16,6 +16,8 @@ package hsm
 #cgo nocallback trent_use
 #cgo noescape trent_attribute
 #cgo nocallback trent_attribute
+#cgo noescape trent_find
+#cgo nocallback trent_find
 #cgo noescape trent_agree
 #cgo nocallback trent_agree
 #include <stdlib.h>
@@ -52,6 +54,15 @@ func bytesOf(b []byte) (*C.ck_byte, C.ck_ulong) {
 	return (*C.ck_byte)(unsafe.SliceData(b)), C.ck_ulong(len(b))
 }
 
+// written checks what the device says of its output: a length beyond the buffer
+// would have the caller read, or index, what is not there.
+func written(r C.ck_result, out []byte) (int, uint) {
+	if r.code == pkcs11.CKR_OK && r.length > C.ck_ulong(len(out)) {
+		return 0, ckrWrongLength
+	}
+	return int(min(r.length, C.ck_ulong(len(out)))), uint(r.code)
+}
+
 // gcm seals in into out (at least len(in)+16 bytes) or opens it. It returns
 // the number of bytes written and the CKR_ code. A device with IVs of its own
 // writes over iv, or, if it is empty, adds its IV to out.
@@ -66,7 +77,7 @@ func (n native) gcm(open bool, session pkcs11.SessionHandle, key pkcs11.ObjectHa
 	}
 	r := C.trent_gcm(n.functions, decrypt, C.ck_ulong(session), C.ck_ulong(key),
 		ivPtr, ivLen, aadPtr, aadLen, inPtr, inLen, outPtr, outLen)
-	return int(r.length), uint(r.code)
+	return written(r, out)
 }
 
 func (n native) sign(mechanism uint, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, in, out []byte) (int, uint) {
@@ -74,7 +85,7 @@ func (n native) sign(mechanism uint, session pkcs11.SessionHandle, key pkcs11.Ob
 	outPtr, outLen := bytesOf(out)
 	r := C.trent_sign(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(key),
 		inPtr, inLen, outPtr, outLen)
-	return int(r.length), uint(r.code)
+	return written(r, out)
 }
 
 func (n native) verify(mechanism uint, session pkcs11.SessionHandle, key pkcs11.ObjectHandle, in, mac []byte) uint {
@@ -93,7 +104,7 @@ func (n native) random(session pkcs11.SessionHandle, out []byte) uint {
 func (n native) wrap(mechanism uint, session pkcs11.SessionHandle, wrapper, key pkcs11.ObjectHandle, out []byte) (int, uint) {
 	outPtr, outLen := bytesOf(out)
 	r := C.trent_wrap(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(wrapper), C.ck_ulong(key), outPtr, outLen)
-	return int(r.length), uint(r.code)
+	return written(r, out)
 }
 
 // use signs in, or decrypts it, by any mechanism. parameters are as the
@@ -108,7 +119,7 @@ func (n native) use(decrypt bool, mechanism uint, parameters []byte, session pkc
 	}
 	r := C.trent_use(n.functions, what, C.ck_ulong(mechanism), parPtr, parLen,
 		C.ck_ulong(session), C.ck_ulong(key), inPtr, inLen, outPtr, outLen)
-	return int(r.length), uint(r.code)
+	return written(r, out)
 }
 
 // attribute reads an attribute into out, leaving no copy elsewhere, and
@@ -116,6 +127,32 @@ func (n native) use(decrypt bool, mechanism uint, parameters []byte, session pkc
 func (n native) attribute(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, kind uint, out []byte) (int, uint) {
 	outPtr, outLen := bytesOf(out)
 	r := C.trent_attribute(n.functions, C.ck_ulong(session), C.ck_ulong(object), C.ck_ulong(kind), outPtr, outLen)
+	return written(r, out)
+}
+
+// attributeLength asks how long an attribute is. It is none if the device says
+// that it has no value to show.
+func (n native) attributeLength(session pkcs11.SessionHandle, object pkcs11.ObjectHandle, kind uint) (length int, code uint) {
+	r := C.trent_attribute(n.functions, C.ck_ulong(session), C.ck_ulong(object), C.ck_ulong(kind), nil, 0)
+	switch {
+	case r.code != pkcs11.CKR_OK || r.length == C.ck_ulong(pkcs11.CK_UNAVAILABLE_INFORMATION):
+		return 0, uint(r.code)
+	case r.length > maxAttribute:
+		return 0, ckrWrongLength
+	}
+	return int(r.length), pkcs11.CKR_OK
+}
+
+// maxAttribute is more than any attribute has bytes that Trent reads.
+const maxAttribute = 1 << 20
+
+// find continues a search. It returns how many handles it wrote to out, 0 at
+// the end.
+func (n native) find(session pkcs11.SessionHandle, out []pkcs11.ObjectHandle) (int, uint) {
+	r := C.trent_find(n.functions, C.ck_ulong(session), (*C.ck_ulong)(unsafe.Pointer(unsafe.SliceData(out))), C.ck_ulong(len(out)))
+	if r.code == pkcs11.CKR_OK && r.length > C.ck_ulong(len(out)) {
+		return 0, ckrWrongLength
+	}
 	return int(r.length), uint(r.code)
 }
 
@@ -126,7 +163,7 @@ func (n native) agree(session pkcs11.SessionHandle, key pkcs11.ObjectHandle, cur
 	peerPtr, peerLen := bytesOf(peer)
 	outPtr, outLen := bytesOf(out)
 	r := C.trent_agree(n.functions, C.ck_ulong(session), C.ck_ulong(key), curvePtr, curveLen, peerPtr, peerLen, outPtr, outLen)
-	return int(r.length), uint(r.code)
+	return written(r, out)
 }
 
 // importSecret makes a generic secret session object that can be wrapped and

@@ -56,6 +56,9 @@ ck_result trent_use(ck_functions *f, int decrypt, ck_ulong mechanism,
 ck_result trent_attribute(ck_functions *f, ck_ulong session, ck_ulong object,
 	ck_ulong type, ck_byte *out, ck_ulong out_capacity);
 
+// trent_find writes at most that many handles to out.
+ck_result trent_find(ck_functions *f, ck_ulong session, ck_ulong *out, ck_ulong most);
+
 ck_result trent_agree(ck_functions *f, ck_ulong session, ck_ulong key,
 	ck_byte *curve, ck_ulong curve_length, ck_byte *peer, ck_ulong peer_length,
 	ck_byte *out, ck_ulong out_length);

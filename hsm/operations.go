@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -170,6 +171,29 @@ func (d *Member) CheckValue(ctx context.Context, ekt EKT) ([]byte, error) {
 		return nil, err // value may still be written
 	}
 	return value, nil
+}
+
+// Opens returns nil if the HSM opens the EKT. What it opens is a session object
+// that is used for a check value, or in the case of a private key for nothing,
+// and destroyed.
+func (d *Member) Opens(ctx context.Context, ekt EKT) error {
+	ekt = bytes.Clone(ekt) // the caller may have gone
+	k, err := ekt.parse()
+	if err != nil {
+		return err
+	}
+	return d.onMaker(ctx, func(s *session, keys *domainKeys) error {
+		if k.class != classPrivate {
+			_, err := s.checkValue(keys, ekt)
+			return err
+		}
+		object, err := s.unwrapFor(keys, k)
+		if err != nil {
+			return err
+		}
+		s.destroy(object)
+		return nil
+	})
 }
 
 // checkHMAC chooses a hash whose digest is not longer than the key, which some

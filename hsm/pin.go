@@ -3,6 +3,7 @@ package hsm
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 )
 
 const redacted = "[redacted]"
@@ -12,11 +13,14 @@ type PIN struct{ secret *pinSecret }
 
 // pinSecret is behind a pointer so that reflection-based printers meet its
 // Format method or an address, never the bytes.
-type pinSecret struct{ value []byte }
+type pinSecret struct {
+	value   []byte
+	refused atomic.Bool // elsewhere: it must not be tried
+}
 
 // NewPIN copies pin; the caller may clear its own bytes afterwards.
 func NewPIN(pin []byte) PIN {
-	return PIN{&pinSecret{append([]byte(nil), pin...)}}
+	return PIN{&pinSecret{value: append([]byte(nil), pin...)}}
 }
 
 func (p PIN) empty() bool { return p.secret == nil || len(p.secret.value) == 0 }
@@ -42,6 +46,13 @@ func (p PIN) LogValue() slog.Value { return slog.StringValue(redacted) }
 func (p PIN) MarshalText() ([]byte, error) { return []byte(redacted), nil }
 
 func (s *pinSecret) Format(st fmt.State, _ rune) { _, _ = st.Write([]byte(redacted)) }
+
+// refuse has loginAllowed say no from now on.
+func (p PIN) refuse() {
+	if p.secret != nil {
+		p.secret.refused.Store(true)
+	}
+}
 
 // wipe forgets the PIN if *err is set.
 func (p PIN) wipe(err *error) {

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,8 +28,9 @@ type process struct {
 	log  *slog.Logger
 	cmd  *exec.Cmd
 
-	once  sync.Once
-	ended chan struct{} // closed when the process is gone
+	once   sync.Once
+	killed atomic.Bool
+	ended  chan struct{} // closed when the process is gone
 }
 
 // workerSocket is the worker's file descriptor of the socket pair.
@@ -113,23 +115,70 @@ func socketOf(fd int) (*net.UnixConn, error) {
 // kill ends the process at once; also one that was stopped.
 func (p *process) kill() {
 	p.once.Do(func() {
+		p.killed.Store(true)
 		_ = p.cmd.Process.Kill()
 		_ = p.conn.Close()
 	})
 }
 
-// endTimeout is how long a worker may take to close its token.
-const endTimeout = 5 * time.Second
+// endTimeout is how long a worker may take to close its token, killTimeout how
+// long to be gone when it was killed.
+const (
+	endTimeout  = 5 * time.Second
+	killTimeout = 2 * time.Second
+)
 
-// end lets the process log out and end, and kills it if it does not.
-func (p *process) end() {
-	_ = p.conn.CloseWrite()
-	select {
-	case <-p.ended:
-	case <-time.After(endTimeout):
+// end lets the process log out and end, and kills it if it does not. One that
+// waits in the kernel for a driver ends only when that lets it go: it is left
+// behind, which end reports.
+func (p *process) end() (left bool) {
+	if !p.killed.Load() {
+		_ = p.conn.CloseWrite()
+		p.gone(endTimeout)
 	}
 	p.kill()
-	<-p.ended
+	if p.gone(killTimeout) {
+		return false
+	}
+	p.log.Error("a worker that was killed does not end: it waits in the kernel, as for the driver of the HSM, and is left behind; look at the kernel's log, and reset the device or restart this machine")
+	return true
+}
+
+func (p *process) gone(within time.Duration) bool {
+	select {
+	case <-p.ended:
+		return true
+	case <-time.After(within):
+		return false
+	}
+}
+
+// leftBehind are the workers of a member that were killed and have not ended.
+type leftBehind struct {
+	mu   sync.Mutex
+	list []*process
+}
+
+// mostLeft is how many there may be: each has a thread of this process, and
+// whatever it holds of the device.
+const mostLeft = 4
+
+func (l *leftBehind) add(p *process) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, p)
+}
+
+// full is an error when there may be no more.
+func (l *leftBehind) full() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = slices.DeleteFunc(l.list, func(p *process) bool { return p.gone(0) })
+	if len(l.list) < mostLeft {
+		return nil
+	}
+	return fmt.Errorf("%w: %d killed workers of this member wait in the kernel and do not end, so no more is started: reset the device or restart this machine",
+		ErrUnavailable, len(l.list))
 }
 
 // relay passes on what the worker logs, which is slog's JSON, and what a

@@ -27,6 +27,7 @@ type spread struct {
 
 	active atomic.Uint32 // generation that setActive named last; 0 = none
 	proofs atomic.Pointer[Proofs]
+	marked atomic.Bool // MarkActive was asked for
 	absent absences
 
 	mu      sync.Mutex    // guards these
@@ -44,8 +45,10 @@ type seat struct {
 	bit  uint64 // of this seat in the sets that do uses
 
 	target atomic.Pointer[target] // nil = put aside
+	opened atomic.Pointer[target] // the last that served; it may be aside or gone
 	flying atomic.Int64           // calls on their way
 	failed chan struct{}          // holds a token when a call has put it aside
+	left   leftBehind
 
 	// The tender's: whether the PIN was taken once, and why it is not to be tried
 	// again although the member serves.
@@ -67,7 +70,7 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 	switch c.op {
 	case callForget:
 		for _, s := range d.seats {
-			if t := s.target.Load(); t != nil {
+			if t := s.opened.Load(); t != nil {
 				go s.forget(t, append(EKT(nil), c.ekt...))
 			}
 		}
@@ -76,14 +79,22 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 		return d.setActive(ctx, c)
 	case callSetProofs:
 		return d.setProofs(ctx, c)
-	case callSupports, callSupportsImport, callMarkActive:
+	case callMarkActive:
+		d.marked.Store(true) // first: who comes from now on is marked by its tender
+		return d.all(ctx, c)
+	case callSupports, callSupportsImport:
 		return d.all(ctx, c)
 	}
 	return d.one(ctx, c, r)
 }
 
+// forget tells a member that is aside, too: it keeps what it has unwrapped. One
+// that is gone has forgotten.
 func (s *seat) forget(t *target, ekt EKT) {
-	_ = t.do(background, &call{op: callForget, ekt: ekt}, new(reply)) // a member that is gone has forgotten
+	wait := minPause
+	for errors.Is(t.do(background, &call{op: callForget, ekt: ekt}, new(reply)), ErrBusy) {
+		wait = pause(background, wait)
+	}
 }
 
 // all asks every member that serves, and answers the first error. One that

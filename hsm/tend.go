@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ type target struct {
 	remote *remote // nil in this process
 	token  *Token  // nil in another process
 	end    func()
+	told   atomic.Pointer[Proofs] // the proofs that it has surely; nil = none
 }
 
 // health is the token's own; it waits for nothing.
@@ -72,6 +74,7 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 		}
 		if err == nil {
 			s.serve(t) // before OpenDomain is told, which looks
+			s.mark(ctx, t)
 		}
 		if !told {
 			first <- err
@@ -126,9 +129,24 @@ func (s *seat) serve(t *target) {
 	s.mu.Lock()
 	s.info, s.err, s.gone = t.info, nil, time.Time{}
 	s.mu.Unlock()
+	s.opened.Store(t)
 	s.target.Store(t)
 	s.d.reckon()
 	s.log.Info("a member of the HSM domain serves", "token", t.info.Label, "serial", t.info.Serial)
+}
+
+// mark does on a member that came after MarkActive what that did on the others.
+// t serves already, so that one of the two sees the other.
+func (s *seat) mark(ctx context.Context, t *target) {
+	if !s.d.marked.Load() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
+	defer cancel()
+	if err := t.do(ctx, &call{op: callMarkActive}, new(reply)); err != nil {
+		s.log.Warn("the token keeps no mark that this deployment is active (some devices have no data objects): "+
+			"trent init on it could not tell if somebody set the database back", "error", err)
+	}
 }
 
 // heartbeat is how often a member is asked whether it lives.
@@ -178,11 +196,21 @@ func (t *target) retires() <-chan struct{} {
 	return t.remote.retire
 }
 
-// ask pings, and reminds the member of the generation that is active.
+// ask pings, and tells the member what it may have missed: the proofs, and the
+// generation that is active.
 func (s *seat) ask(ctx context.Context, t *target) error {
 	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
 	defer cancel()
-	err := t.do(ctx, &call{op: callPing}, new(reply))
+	var err error
+	if s.refused != nil { // first: a ping may renew the login
+		err = t.do(ctx, &call{op: callRefusePIN}, new(reply))
+	}
+	if err == nil {
+		err = t.do(ctx, &call{op: callPing}, new(reply))
+	}
+	if proofs := s.d.proofs.Load(); err == nil && t.told.Load() != proofs {
+		err = s.prove(ctx, t, proofs)
+	}
 	if active := s.d.active.Load(); err == nil && active != 0 {
 		err = t.do(ctx, &call{op: callSetActive, number: active}, new(reply))
 		if errors.Is(err, ErrNoGeneration) {
@@ -207,6 +235,7 @@ func (s *seat) recover(ctx context.Context, t *target) error {
 		switch {
 		case err == nil:
 			s.serve(t)
+			s.mark(ctx, t)
 			return nil
 		case final(err), t.remote != nil && (t.remote.gone() || time.Since(began) > replaceAfter):
 			return err
@@ -230,6 +259,7 @@ func (s *seat) succeed(ctx context.Context, old *target) *target {
 	if final(err) {
 		s.refused = err
 		s.log.Error("the successor to a worker whose time has come cannot log in, and none is tried again; the old one goes on: restart with the right PIN before it ends", "error", err)
+		_ = s.ask(ctx, old) // or with the next heartbeat
 		return old
 	}
 	if err != nil {
@@ -276,13 +306,21 @@ func (s *seat) open(ctx context.Context) (*target, error) {
 func (cfg Config) callsPerWorker() int { return 4 * cfg.withDefaults().Queue }
 
 func (s *seat) openWorker(ctx context.Context) (*target, error) {
+	if err := s.left.full(); err != nil {
+		return nil, err
+	}
 	process, err := startWorker(s.d.cfg.Command, s.cfg.Environment, s.log)
 	if err != nil {
 		return nil, err
 	}
 	s.d.stats.starts.WithLabelValues(s.name).Inc()
 	w := newRemote(process, s.d.cfg.Limits, s.cfg.callsPerWorker(), s.d.stats.hangs.WithLabelValues(s.name))
-	t := &target{caller: w, remote: w, end: func() { process.end(); <-w.lost }}
+	t := &target{caller: w, remote: w, end: func() {
+		if process.end() {
+			s.left.add(process)
+		}
+		<-w.lost
+	}}
 	if err := s.unlock(ctx, t); err != nil {
 		t.end()
 		return nil, err

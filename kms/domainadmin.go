@@ -40,7 +40,6 @@ type DomainKeys interface {
 	Generations(ctx context.Context) ([]hsm.Generation, error)
 	DestroyGeneration(ctx context.Context, generation uint32, keepMAC bool) error
 	DropEnrolmentKey(ctx context.Context, generation uint32) error
-	CheckValue(ctx context.Context, ekt hsm.EKT) ([]byte, error)
 	secretMaker
 }
 
@@ -113,14 +112,22 @@ func (g *generations) in(state string) *store.DomainGeneration {
 
 // write commits g with a record of the event.
 func (a *DomainAdmin) write(ctx context.Context, g *generations, event string, concerns *store.DomainGeneration) error {
-	return a.writeOf(ctx, g, event, struct {
-		Generation int64    `json:"domainKeyGeneration"`
-		Profile    string   `json:"profile"`
-		State      string   `json:"state"`
-		Tokens     []string `json:"tokens"`
-		Operator   string   `json:"operator"`
-		Token      string   `json:"token"`
-	}{concerns.Number, concerns.Profile, concerns.State, concerns.Tokens(), a.Operator, a.Serial})
+	return a.writeOf(ctx, g, event, a.eventOf(concerns, nil))
+}
+
+// generationEvent is what happens to a generation, in the audit log.
+type generationEvent struct {
+	Generation int64    `json:"domainKeyGeneration"`
+	Profile    string   `json:"profile"`
+	State      string   `json:"state"`
+	Tokens     []string `json:"tokens"`
+	Gone       []string `json:"gone,omitempty"` // tokens, as the operator says
+	Operator   string   `json:"operator"`
+	Token      string   `json:"token"` // that seals
+}
+
+func (a *DomainAdmin) eventOf(g *store.DomainGeneration, gone []string) generationEvent {
+	return generationEvent{g.Number, g.Profile, g.State, g.Tokens(), gone, a.Operator, a.Serial}
 }
 
 func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string, what any) error {
@@ -276,8 +283,13 @@ func Safe(g store.DomainGeneration) error {
 }
 
 // Activate makes a generation the one that wraps and seals what is new. Every
-// host follows within a second. It can be called again.
+// host follows within a second. It can be called again. One that was enrolled is
+// activated by Enrol.
 func (a *DomainAdmin) Activate(ctx context.Context, number int64) error {
+	return a.activate(ctx, number, false)
+}
+
+func (a *DomainAdmin) activate(ctx context.Context, number int64, enrolled bool) error {
 	g, err := a.load(ctx)
 	if err != nil {
 		return err
@@ -292,6 +304,8 @@ func (a *DomainAdmin) Activate(ctx context.Context, number int64) error {
 		return nil
 	case next.State != store.GenerationCreated:
 		return fmt.Errorf("generation %d is %s: only a new one can be activated; make one with `trent domain rotate`", number, next.State)
+	case next.Proof != "" && !enrolled:
+		return fmt.Errorf("generation %d was enrolled, and the enrolment keys that its copies came with may still be on the tokens: finish it with `trent domain enrol`, which destroys them first", number)
 	}
 	if err := Safe(*next); err != nil {
 		return err

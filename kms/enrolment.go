@@ -43,12 +43,17 @@ func (m *DomainMembers) Enrol(ctx context.Context, confirmed []string) error {
 		m.Progress(fmt.Sprintf("going on with generation %d, which all members hold", number))
 	}
 	for _, each := range m.Members {
+		if err := MarkActive(ctx, each.Domain, g.deployment); err != nil && !errors.Is(err, hsm.ErrUnavailable) {
+			m.Progress(fmt.Sprintf("trent init could not tell from member %s alone if somebody set the database back: %s", each.Name, err))
+		} else if err != nil {
+			return err
+		}
 		if err := each.Domain.DropEnrolmentKey(ctx, uint32(number)); err != nil { // #nosec G115 -- counts up from 1
 			return err //nolint:wrapcheck // says it all
 		}
 		failpoint.Hit("enrol.dropped")
 	}
-	return m.Activate(ctx, number)
+	return m.activate(ctx, number, true)
 }
 
 // complete demands that all members are at hand: one that is left out could not

@@ -2,6 +2,7 @@ package kms
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,13 +12,14 @@ import (
 	"github.com/trent-kms/trent/store"
 )
 
-// Retire destroys on this token what nothing needs of a generation: its domain
-// keys once no EKT is under them and backups of the database from before are
-// older than retention; its MAC key once no row and no audit batch is sealed
-// under it. A generation that was never active is discarded at once. It can be
-// called again, and has to be for each token that holds the generation.
-func (a *DomainAdmin) Retire(ctx context.Context, number int64, retention time.Duration) error {
-	g, err := a.load(ctx)
+// Retire destroys on all members at hand what nothing needs of a generation: its
+// domain keys once no EKT is under them and backups of the database from before
+// are older than retention; its MAC key once no row and no audit batch is sealed
+// under it. A generation that was never active is discarded at once. gone are
+// the serial numbers of tokens that are no more, as an officer says. It can be
+// called again, and has to be while a token is left that may hold something.
+func (m *DomainMembers) Retire(ctx context.Context, number int64, retention time.Duration, gone ...string) error {
+	g, err := m.lead(ctx, "")
 	if err != nil {
 		return err
 	}
@@ -25,57 +27,101 @@ func (a *DomainAdmin) Retire(ctx context.Context, number int64, retention time.D
 	if err != nil {
 		return err
 	}
-	if err := a.holdsActive(ctx, g); err != nil {
+	keepMAC, err := m.retirable(ctx, which, retention)
+	if err != nil {
 		return err
 	}
-	keepMAC, err := a.retirable(ctx, which, retention)
-	if err != nil {
+	if err := m.areGone(which, gone); err != nil {
 		return err
 	}
 	if which.State != store.GenerationRetiring {
 		which.State = store.GenerationRetiring
-		if err := a.write(ctx, g, "RetireDomainKeyGeneration", which); err != nil {
+		if err := m.write(ctx, g, "RetireDomainKeyGeneration", which); err != nil {
 			return err
 		}
 		failpoint.Hit("generation.retiring")
-		if g, err = a.load(ctx); err != nil {
+		if g, err = m.load(ctx); err != nil {
 			return err
 		}
 		if which, err = g.of(number); err != nil {
 			return err
 		}
 	}
+	done, undone, fault := m.destroy(ctx, uint32(number), keepMAC) // #nosec G115 -- ours
+	return errors.Join(m.destroyed(ctx, g, which, keepMAC, append(done, gone...), undone, gone), fault)
+}
+
+// areGone refuses what cannot be: an officer may have mistyped it.
+func (m *DomainMembers) areGone(which *store.DomainGeneration, gone []string) error {
+	for _, serial := range gone {
+		if !slices.Contains(which.Tokens(), serial) {
+			return fmt.Errorf("no token of serial number %q is on record for generation %d: `trent domain status` lists them", serial, which.Number)
+		}
+		if slices.ContainsFunc(m.reachable(), func(each MemberAtHand) bool { return each.Info.Serial == serial }) {
+			return fmt.Errorf("token %s can be reached, so it is not gone: leave --gone out", serial)
+		}
+	}
+	return nil
+}
+
+// destroy returns the serial numbers of the members that hold nothing of the
+// generation any more, and the names of the others.
+func (m *DomainMembers) destroy(ctx context.Context, number uint32, keepMAC bool) (done, undone []string, fault error) {
 	what := "domain keys and MAC key"
 	if keepMAC {
 		what = "domain keys"
 	}
-	a.Progress(fmt.Sprintf("destroying the %s of generation %d on token %s", what, number, a.Serial))
-	if err := a.Member.DestroyGeneration(ctx, uint32(number), keepMAC); err != nil { // #nosec G115 -- ours
-		return err //nolint:wrapcheck // says it all
+	for _, each := range m.Members {
+		err := each.Err
+		if err == nil {
+			m.Progress(fmt.Sprintf("destroying the %s of generation %d on member %s, token %s", what, number, each.Name, each.Info.Serial))
+			if err = each.Domain.DestroyGeneration(ctx, number, keepMAC); err == nil {
+				err = each.Domain.DropEnrolmentKey(ctx, number)
+			}
+			fault = errors.Join(fault, err)
+		}
+		if err != nil {
+			undone = append(undone, "member "+each.Name)
+			continue
+		}
+		done = append(done, each.Info.Serial)
+		failpoint.Hit("generation.emptied")
 	}
-	if err := a.Member.DropEnrolmentKey(ctx, uint32(number)); err != nil { // #nosec G115 -- as above
-		return err //nolint:wrapcheck // says it all
-	}
-	now := a.now()
+	return done, undone, fault
+}
+
+// destroyed records which tokens hold nothing of the generation any more. Where
+// no row says which ones held it, because an enrolment was only begun or MAC
+// keys alone were left, that is every member.
+func (m *DomainMembers) destroyed(ctx context.Context, g *generations, which *store.DomainGeneration, keepMAC bool, done, undone, gone []string) error {
 	before := which.Tokens()
-	which.SetTokens(slices.DeleteFunc(which.Tokens(), func(serial string) bool { return serial == a.Serial }))
-	left := which.Tokens()
+	left := slices.DeleteFunc(which.Tokens(), func(serial string) bool { return slices.Contains(done, serial) })
+	which.SetTokens(slices.Clone(left))
+	if len(before) == 0 && (!keepMAC || which.Destroyed == nil) {
+		left = undone
+		for _, row := range g.enrolled() {
+			if !slices.ContainsFunc(m.reachable(), func(each MemberAtHand) bool { return each.Info.Serial == row.Serial }) {
+				left = append(left, "token "+row.Serial)
+			}
+		}
+	}
 	switch {
 	case len(left) > 0:
-		a.Progress(fmt.Sprintf("it is still on %s: run this with --member for each", strings.Join(left, ", ")))
-		if slices.Equal(left, before) {
-			return nil // this token did not hold it, or was here before
+		m.Progress(fmt.Sprintf("something of generation %d may still be on %s: run this again when all of it is configured and can be reached. "+
+			"A token that is no more, or was restored under another serial number, is named with --gone; a member that is no more is taken out with `trent domain remove-member`", which.Number, strings.Join(left, ", ")))
+		if slices.Equal(which.Tokens(), before) {
+			return nil
 		}
 	case keepMAC:
 		which.State = store.GenerationRetired
-		a.Progress("its MAC key stays for what was sealed under it: the audit log above all")
+		m.Progress("its MAC key stays for what was sealed under it: the audit log above all")
 	default:
 		which.State = store.GenerationDestroyed
 	}
-	if which.Destroyed == nil && len(left) == 0 {
+	if now := m.now(); which.Destroyed == nil && len(left) == 0 {
 		which.Destroyed = &now
 	}
-	return a.write(ctx, g, "DestroyDomainKeyGeneration", which)
+	return m.writeOf(ctx, g, "DestroyDomainKeyGeneration", m.eventOf(which, gone))
 }
 
 // retirable refuses while anything needs the domain keys, and says whether

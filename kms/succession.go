@@ -100,17 +100,31 @@ func (s *Service) succeed(ctx context.Context) error {
 	if len(from) > 0 && to == string(hsm.Trusted) {
 		failures = append(failures, s.moveKeys(ctx, from, active), s.moveAccessKeys(ctx, from, active))
 	}
-	for ctx.Err() == nil {
-		done, err := s.db.Reseal(ctx, active, 100)
+	return errors.Join(append(failures, s.reseal(ctx, active))...)
+}
+
+// reseal gives rows MACs of the active generation. Those that it must refuse are
+// told and passed over: the next slice goes on behind them.
+func (s *Service) reseal(ctx context.Context, active uint32) error {
+	const atATime, told = 100, 10
+	var failures []error
+	refused := 0
+	for more := true; more && ctx.Err() == nil; {
+		r, err := s.db.Reseal(ctx, active, atATime, s.succession.from)
+		s.succession.resealed.Add(float64(r.Done))
+		refused += len(r.Refused)
+		failures = append(failures, r.Refused[:min(len(r.Refused), max(0, told-len(failures)))]...)
 		if err != nil {
 			failures = append(failures, unlessOver(ctx, err))
 			break
 		}
-		if done == 0 {
-			break
+		if more = r.More; !more {
+			s.succession.from = store.ResealFrom{} // those that were refused may have been restored
 		}
-		s.succession.resealed.Add(float64(done))
-		s.pace(ctx, done)
+		s.pace(ctx, r.Done+len(r.Refused))
+	}
+	if refused > told {
+		failures = append(failures, fmt.Errorf("%d rows in all are not as Trent wrote them", refused))
 	}
 	return errors.Join(failures...)
 }
@@ -261,10 +275,14 @@ func (s *Service) moveAccessKey(ctx context.Context, id string, to uint32) error
 }
 
 // succession counts what succeed has done on this host.
-type succession struct{ moved, resealed prometheus.Counter }
+type succession struct {
+	moved, resealed prometheus.Counter
+	from            store.ResealFrom // the queue's only worker has it
+}
 
 func newSuccession(metrics prometheus.Registerer) (*succession, error) {
 	c := &succession{
+		from: store.ResealFrom{},
 		moved: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trent_domain_rewrapped_total",
 			Help: "Wrapped keys that this host has moved to the active generation of the domain keys.",

@@ -10,6 +10,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
 	"github.com/trent-kms/trent/internal/testenv"
 )
@@ -170,6 +174,8 @@ func TestCeremony(t *testing.T) {
 	}
 	wantTranscript(t, at("backup.txt"), []string{"confirmed for generation 2"})
 	d.mustDomain(t, "activate", "--generation", "2")
+	d.followed(t, 2, c)
+	pair := must(c.CreateKey(t.Context(), &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeSignVerify}))(t)
 
 	restored := d.restore(t)
 	id := transcribedID.FindStringSubmatch(text)[1]
@@ -177,9 +183,46 @@ func TestCeremony(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, screen)
 	}
-	wantTranscript(t, at("recovery.txt"), []string{"access key " + d.admin.ID + " of admin opens", "generation 2: active"}, d.admin.Secret)
+	wantTranscript(t, at("recovery.txt"), []string{
+		"access key " + d.admin.ID + " of admin opens", "generation 2: active",
+		"generation 1, class aes: a key of KMS key " + *key.KeyId + " opens",
+		"generation 1, class private: no KMS key has one, so there is none to try",
+		"generation 2, class private: a key of KMS key " + *pair.KeyMetadata.KeyId + " opens",
+	}, d.admin.Secret)
 	restored.serve(t)
 	wantDecrypt(t, restored.client(t), blob, marker, nil)
+}
+
+// TestCeremonyInterrupted: Ctrl-C at a question is a no.
+func TestCeremonyInterrupted(t *testing.T) {
+	d := prepare(t, testenv.Postgres(t))
+	d.endWith(t)
+	path := filepath.Join(d.dir, "interrupted.txt")
+	cmd := d.command(t, "ceremony", "setup", "--credentials", filepath.Join(d.dir, "admin.env"), "--transcript", path)
+	must(cmd.StdinPipe())(t)
+	display := must(cmd.StdoutPipe())(t)
+	var log strings.Builder
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	unheard := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
+	defer unheard.Stop()
+	var seen strings.Builder
+	for buf := make([]byte, 4096); ; {
+		n, err := display.Read(buf)
+		seen.Write(buf[:n])
+		if strings.HasSuffix(seen.String(), "\n   > ") {
+			_ = cmd.Process.Signal(os.Interrupt)
+		}
+		if err != nil {
+			break
+		}
+	}
+	if err := cmd.Wait(); err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(log.String(), "the ceremony was abandoned") {
+		t.Errorf("%v\n%s%s", err, &seen, &log)
+	}
+	wantTranscript(t, path, []string{"interrupted at: Who is present", "the ceremony did not come to its end"}, userPIN)
 }
 
 // TestCeremonyRehearsal needs nothing but the programs.

@@ -42,12 +42,11 @@ func TestCrashInDomainRotation(t *testing.T) {
 		t.Fatalf("%+v", all)
 	}
 	// One that was never active can be discarded; its number is not used again.
-	for _, point := range []string{
-		"generation.retiring", "generation.destroyed.domain-key-aes", "generation.destroyed.domain-key-generic",
-		"generation.destroyed.domain-key-private", "generation.destroyed.mac",
-	} {
-		d.killedDomain(t, point, "retire", "--generation", "2")
+	d.killedDomain(t, "generation.retiring", "retire", "--generation", "2")
+	for _, role := range []string{"domain-key-aes", "domain-key-generic", "domain-key-private", "mac"} {
+		d.failedWorker(t, "generation.destroyed."+role, "retire", "--generation", "2")
 	}
+	d.killedDomain(t, "generation.emptied", "retire", "--generation", "2")
 	d.mustDomain(t, "retire", "--generation", "2")
 	d.mustDomain(t, "rotate", "--no-wait")
 	d.mustDomain(t, "confirm-backup", "--generation", "3")

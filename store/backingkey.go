@@ -52,6 +52,14 @@ func (db *DB) BackingKey(ctx context.Context, account, region string, id [16]byt
 	return loadOne[BackingKey](ctx, db, backingKeySQL.selectAll, equal{"account", account}, equal{"region", region}, equal{"id", id})
 }
 
+// OneOfEach returns, for each generation and class of EKTs (see ektGeneration)
+// that there are, one of the backing keys.
+func (db *DB) OneOfEach(ctx context.Context) ([]BackingKey, error) {
+	return load[BackingKey](ctx, db, backingKeySQL.selectAll+`WHERE (account, region, id) IN (
+		SELECT DISTINCT ON (substring(ekt from 2 for 5)) account, region, id FROM backing_keys
+		WHERE length(ekt) > 5 ORDER BY substring(ekt from 2 for 5), account, region, id)`)
+}
+
 // InsertBackingKey adds a backing key, and its encryption budget with nothing
 // reserved.
 func (c *Change) InsertBackingKey(ctx context.Context, k BackingKey) error {

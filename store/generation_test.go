@@ -78,7 +78,7 @@ func TestReseal(t *testing.T) {
 	ctx := t.Context()
 	fill(t, db)
 	sealer.generation = 2
-	if _, err := db.Reseal(ctx, 3, 10); err == nil {
+	if _, err := db.Reseal(ctx, 3, 10, ResealFrom{}); err == nil {
 		t.Error("sealed for a generation that is not the active one")
 	}
 	uses, err := db.GenerationUses(ctx)
@@ -88,16 +88,16 @@ func TestReseal(t *testing.T) {
 	}
 	exec(t, db, "UPDATE aliases SET name = 'alias/forged'")
 	var tampered *ErrTampered
-	done, err := db.Reseal(ctx, 2, 10)
-	if !errors.As(err, &tampered) || done != rows-1 {
-		t.Errorf("sealed %d with a forged row among them, %v", done, err)
+	r, err := db.Reseal(ctx, 2, 10, ResealFrom{})
+	if err != nil || !errors.As(errors.Join(r.Refused...), &tampered) || r.Done != rows-1 {
+		t.Errorf("sealed %+v with a forged row among them, %v", r, err)
 	}
 	exec(t, db, "UPDATE aliases SET name = 'alias/a'")
-	if done, err = db.Reseal(ctx, 2, 10); err != nil || done != 1 {
-		t.Errorf("sealed %d, %v", done, err)
+	if r, err = db.Reseal(ctx, 2, 10, ResealFrom{}); err != nil || r.Done != 1 || r.Refused != nil {
+		t.Errorf("sealed %+v, %v", r, err)
 	}
-	if done, err = db.Reseal(ctx, 2, 10); err != nil || done != 0 {
-		t.Errorf("sealed %d that needed none, %v", done, err)
+	if r, err = db.Reseal(ctx, 2, 10, ResealFrom{}); err != nil || r.Done != 0 || r.More {
+		t.Errorf("sealed %+v that needed none, %v", r, err)
 	}
 	for table, read := range sealedTables {
 		if err := read(ctx, db); err != nil {

@@ -15,7 +15,7 @@ import (
 // reseals are the sealed tables whose rows get a MAC of the active generation
 // when the MAC key is rotated. Audit batches are not among them: nobody
 // rewrites the log, so its MAC keys stay as long as it does.
-var reseals = map[string]func(ctx context.Context, db *DB, generation uint32, limit int) (int, error){
+var reseals = map[string]func(ctx context.Context, db *DB, generation uint32, limit int, from ResealFrom) (Resealed, error){
 	"deployment":         reseal[Deployment](deploymentSQL),
 	"principals":         reseal[Principal](principalSQL),
 	"access_keys":        reseal[AccessKey](accessKeySQL),
@@ -29,27 +29,43 @@ var reseals = map[string]func(ctx context.Context, db *DB, generation uint32, li
 	"domain_members":     reseal[DomainMember](memberSQL),
 }
 
+// ResealFrom is where Reseal goes on in each table: the primary key of the row
+// that it looked at last. It begins empty.
+type ResealFrom map[string][]any
+
+// Resealed is what Reseal came to.
+type Resealed struct {
+	Done    int     // rows that have a new MAC
+	Refused []error // rows that are not as Trent wrote them, and stay as they are
+	More    bool    // there may be more rows behind those
+}
+
 // Reseal gives up to limit rows of each sealed table, whose MACs are of
 // earlier generations, a MAC of the active one, which must be generation. It
-// returns how many there were; 0 means that none is left. A row's version does
-// not change, since its meaning does not; a row that changes meanwhile is
-// sealed anew by whoever changes it.
-func (db *DB) Reseal(ctx context.Context, generation uint32, limit int) (done int, err error) {
+// goes on from where it was the last time, so that rows that it refuses hold up
+// no others. A row's version does not change, since its meaning does not; a row
+// that changes meanwhile is sealed anew by whoever changes it.
+func (db *DB) Reseal(ctx context.Context, generation uint32, limit int, from ResealFrom) (Resealed, error) {
+	var all Resealed
 	var failures []error
 	for _, table := range slices.Sorted(maps.Keys(reseals)) {
-		n, err := reseals[table](ctx, db, generation, limit)
+		r, err := reseals[table](ctx, db, generation, limit, from)
 		if err != nil {
 			failures = append(failures, fmt.Errorf("sealing rows of %s anew: %w", table, err))
 		}
-		done += n
+		all.Done += r.Done
+		all.Refused = append(all.Refused, r.Refused...)
+		all.More = all.More || r.More
 	}
-	return done, errors.Join(failures...)
+	return all, errors.Join(failures...)
 }
 
-func reseal[T any, P rowOf[T]](sql statements) func(context.Context, *DB, uint32, int) (int, error) {
-	return func(ctx context.Context, db *DB, generation uint32, limit int) (int, error) {
+func reseal[T any, P rowOf[T]](sql statements) func(context.Context, *DB, uint32, int, ResealFrom) (Resealed, error) {
+	return func(ctx context.Context, db *DB, generation uint32, limit int, from ResealFrom) (r Resealed, err error) {
+		table := P(new(T)).table()
+		query, args := sql.selectSealedBefore(generation, limit, from[table])
 		var seals []seal
-		rows, _ := db.pool.Query(ctx, sql.selectAll+"WHERE mac_generation < $1 AND mac <> '' LIMIT $2", int64(generation), limit)
+		rows, _ := db.pool.Query(ctx, query, args...)
 		found, err := pgx.CollectRows(rows, func(rows pgx.CollectableRow) (T, error) {
 			var v T
 			s, err := scan(rows, P(&v))
@@ -57,19 +73,54 @@ func reseal[T any, P rowOf[T]](sql statements) func(context.Context, *DB, uint32
 			return v, err
 		})
 		if err != nil {
-			return 0, db.loadFault(P(new(T)).table(), nil, err)
+			return r, db.loadFault(table, nil, err)
 		}
-		done := 0
-		var failures []error
 		for i := range found {
-			if err := db.resealRow(ctx, sql, P(&found[i]), seals[i], generation); err != nil {
-				failures = append(failures, err)
-				continue
+			err := db.resealRow(ctx, sql, P(&found[i]), seals[i], generation)
+			var tampered *ErrTampered
+			switch {
+			case err == nil:
+				r.Done++
+			case errors.As(err, &tampered):
+				r.Refused = append(r.Refused, err)
+			default:
+				return r, err
 			}
-			done++
+			from[table] = sql.keyOf(P(&found[i]))
 		}
-		return done, errors.Join(failures...)
+		r.More = len(found) == limit
+		return r, nil
 	}
+}
+
+// selectSealedBefore selects rows with MACs of earlier generations, in the order
+// of the primary key and behind the row that has the one given; nil = from the
+// first.
+func (sql statements) selectSealedBefore(generation uint32, limit int, after []any) (query string, args []any) {
+	args = append([]any{int64(generation), limit}, after...)
+	key := strings.Join(sql.key, ", ")
+	behind := ""
+	if after != nil {
+		var places []string
+		for i := range after {
+			places = append(places, fmt.Sprintf("$%d", i+3))
+		}
+		behind = fmt.Sprintf(" AND (%s) > (%s)", key, strings.Join(places, ", "))
+	}
+	return fmt.Sprintf("%sWHERE mac_generation < $1 AND mac <> ''%s ORDER BY %s LIMIT $2", sql.selectAll, behind, key), args
+}
+
+// keyOf is the row's primary key.
+func (sql statements) keyOf(r row) []any {
+	var key []any
+	for _, name := range sql.key {
+		for _, c := range r.columns() {
+			if c.name == name {
+				key = append(key, c.value)
+			}
+		}
+	}
+	return key
 }
 
 // resealRow verifies before it seals: a MAC of ours must not bless what

@@ -34,8 +34,8 @@ type transcriptFlag struct {
 }
 
 // conducted runs a ceremony from the terminal.
-func (f transcriptFlag) conducted(do func(t *transcript) error) error {
-	t, err := openTranscript(f.Transcript, os.Stdin, os.Stdout)
+func (f transcriptFlag) conducted(ctx context.Context, do func(t *transcript) error) error {
+	t, err := openTranscript(ctx, f.Transcript, os.Stdin, os.Stdout)
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func (c *ceremonySetupCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		return s.setup(ctx, c.deploymentSettings, c.Admin, c.Credentials)
 	})
@@ -100,7 +100,7 @@ func (c *ceremonyBackupCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		if err := s.present(); err != nil {
 			return err
@@ -129,7 +129,7 @@ func (c *ceremonyRecoveryCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		if err := s.present(); err != nil {
 			return err
@@ -326,51 +326,4 @@ func or(text, otherwise string) string {
 		return otherwise
 	}
 	return text
-}
-
-// recovery proves that the token opens what the database holds.
-func (s ceremony) recovery(ctx context.Context) error {
-	return s.on(ctx, func(d *domainSession) error {
-		if err := s.begin("What was restored"); err != nil {
-			return err
-		}
-		if err := s.compared("the deployment's id", uuid.UUID(d.deployment.ID).String(), "the transcript of the set-up"); err != nil {
-			return err
-		}
-		all, err := s.generations(ctx, d)
-		if err != nil {
-			return err
-		}
-		for _, g := range all {
-			if g.WrappedKeys > 0 && !strings.HasPrefix(g.OnToken, "whole") || g.SealedRows > 0 && g.OnToken == "" {
-				return fmt.Errorf("this token lacks generation %d, which %d keys and %d rows need: restore a backup that holds it", g.Number, g.WrappedKeys, g.SealedRows)
-			}
-		}
-		if err := s.begin("A key of each administrator is opened in the HSM"); err != nil {
-			return err
-		}
-		return s.openCredentials(ctx, d)
-	})
-}
-
-func (s ceremony) openCredentials(ctx context.Context, d *domainSession) error {
-	principals, err := d.DB.Principals(ctx, d.deployment.Account)
-	if err != nil {
-		return fmt.Errorf("reading the principals: %w", err)
-	}
-	for _, p := range principals {
-		keys, err := d.DB.AccessKeys(ctx, p.Account, p.ID)
-		if err != nil {
-			return fmt.Errorf("reading access keys: %w", err)
-		}
-		for _, k := range keys {
-			if _, err := d.Member.CheckValue(ctx, k.Secret); err != nil {
-				return fmt.Errorf("opening access key %s: %w", k.ID, err)
-			}
-			if err := s.fact("access key %s of %s opens", k.ID, p.Name); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

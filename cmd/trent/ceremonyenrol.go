@@ -17,7 +17,7 @@ type ceremonyEnrolCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*ceremonyEnrolCmd) Help() string {
-	return `Initialise the new token and its user PIN with the vendor's tool, examine it with trent doctor, and give it a [[hsm-member]] table beside those of all other members. The fingerprints are read on another machine meanwhile: see trent domain fingerprint --help.
+	return `Initialise the new token and its user PIN with the vendor's tool, give it a [[hsm-member]] table beside those of all other members, and examine it with trent doctor --member NAME. The fingerprints are read on another machine meanwhile: see trent domain fingerprint --help.
 
 Example:
 
@@ -30,7 +30,7 @@ func (c *ceremonyEnrolCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg}
 		if err := s.present(); err != nil {
 			return err

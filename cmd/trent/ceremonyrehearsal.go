@@ -54,7 +54,7 @@ func (c *ceremonyRehearsalCmd) Run(ctx context.Context) error {
 	if err := createDatabase(ctx, cfg.store.URL); err != nil {
 		return err
 	}
-	return c.conducted(func(t *transcript) error {
+	return c.conducted(ctx, func(t *transcript) error {
 		s := ceremony{transcript: t, cfg: cfg, rehearsed: true}
 		if err := t.fact("THIS IS A REHEARSAL: token and database are removed when it ends"); err != nil {
 			return err

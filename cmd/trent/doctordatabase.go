@@ -65,7 +65,7 @@ func (d *doctorsDatabase) examine(ctx context.Context, cfg hsm.Config, report hs
 		return errors.New("whether it belongs to the token cannot be said before the token's errors are mended")
 	}
 	if !slices.Contains(report.Domains, hsm.DomainID(d.deployment.ID).String()) {
-		return fmt.Errorf("token %q has no domain of deployment %s: name the token that trent init set up for this database, or the database of this token", report.Token.Label, d.Deployment)
+		return fmt.Errorf("token %q has no domain of deployment %s: name the token that trent init set up for this database, or the database of this token; one that is to be a further member has none before trent domain enrol", report.Token.Label, d.Deployment)
 	}
 	// A second login, with a PIN that has just proved right.
 	token, err := hsm.Open(ctx, cfg)

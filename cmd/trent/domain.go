@@ -25,7 +25,7 @@ type domainCmd struct {
 	Rotate        domainRotateCmd   `cmd:"" help:"Make a new generation, and activate it once a backup is confirmed or a second HSM holds it."`
 	ConfirmBackup domainConfirmCmd  `cmd:"" help:"Record that a backup of the HSM holds a generation."`
 	Activate      domainActivateCmd `cmd:"" help:"Make a generation the one that new keys are wrapped under."`
-	Retire        domainRetireCmd   `cmd:"" help:"Destroy a generation on this token that nothing needs any more."`
+	Retire        domainRetireCmd   `cmd:"" help:"Destroy a generation on all members that nothing needs any more."`
 
 	Members      domainMembersCmd      `cmd:"" help:"List the members of the domain, and what each holds."`
 	Enrol        domainEnrolCmd        `cmd:"" help:"Make a generation that all configured members hold, new ones too, and activate it."`
@@ -82,6 +82,7 @@ type domainSession struct {
 	kms.DomainAdmin
 	domainConfig
 	token      *hsm.Token
+	own        *hsm.Member // is Member
 	deployment store.Deployment
 }
 
@@ -112,9 +113,10 @@ func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if d.Member, err = d.token.OpenProved(ctx, d.deployment.ID, known); err != nil {
+	if d.own, err = d.token.OpenProved(ctx, d.deployment.ID, known); err != nil {
 		return nil, err //nolint:wrapcheck // says it all
 	}
+	d.Member = d.own
 	d.DB.SetSealer(d.deployment.ID, d.Member)
 	if d.deployment, err = d.DB.Deployment(ctx); err != nil {
 		return nil, fmt.Errorf("verifying the deployment row: %w", err)
@@ -305,18 +307,20 @@ func (c *domainActivateCmd) Run(ctx context.Context) error {
 
 type domainRetireCmd struct {
 	domainSettings
-	memberFlag
 	generationFlag
 	Retention time.Duration `name:"backup-retention" env:"TRENT_DOMAIN_RETENTION" default:"840h" help:"How old a backup of the database may be that must still be readable: how long a generation stays after another one took its place. At least 24h, for import tokens."`
+	Gone      []string      `placeholder:"SERIAL" help:"Serial number of a token that is no more, erased or restored under another one; once for each. It needs --confirm-gone."`
+	Confirmed bool          `name:"confirm-gone" help:"Say that nobody can use a token of --gone any more. It is recorded under the operator's name."`
 }
 
 // Help implements kong.HelpProvider.
 func (*domainRetireCmd) Help() string {
-	return `It refuses while a key or a backup of the database needs the generation, and discards one that was never activated at once. The MAC key of a generation stays for as long as the audit log has records that are sealed under it. Run it for each token that holds the generation.
+	return `It refuses while a key or a backup of the database needs the generation, and discards one that was never activated at once. The MAC key of a generation stays for as long as the audit log has records that are sealed under it. It does so on all configured members, and says where something may be left; run it again when those can be reached. A token of which there is none any more is named with --gone.
 
 Example:
 
-    trent domain retire --generation 1 --config /etc/trent/trent.toml`
+    trent domain retire --generation 1 --config /etc/trent/trent.toml
+    trent domain retire --generation 1 --gone 2ac9292d43bbb086 --confirm-gone --config /etc/trent/trent.toml`
 }
 
 // Validate is called by kong when all settings are known.
@@ -324,13 +328,15 @@ func (c *domainRetireCmd) Validate() error {
 	if c.Retention < 24*time.Hour {
 		return errors.New("--backup-retention is at least 24h: import tokens that clients hold need the generation for as long")
 	}
+	if len(c.Gone) > 0 && !c.Confirmed {
+		return fmt.Errorf("--gone says that nobody can use token %s any more, with whatever copies of the keys it has: see to that, then add --confirm-gone", strings.Join(c.Gone, ", "))
+	}
 	return c.domainSettings.Validate()
 }
 
 // Run retires.
 func (c *domainRetireCmd) Run(ctx context.Context) error {
-	if err := c.choose(c.Member); err != nil {
-		return err
-	}
-	return c.on(ctx, func(d *domainSession) error { return d.Retire(ctx, c.Generation, c.Retention) })
+	return c.onMembers(ctx, func(m *membersSession) error {
+		return m.Retire(ctx, c.Generation, c.Retention, c.Gone...)
+	})
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -17,7 +18,8 @@ import (
 // what was shown, and what the people present answered. Secrets never pass
 // through it. It ends in a digest of itself, to be signed on paper.
 type transcript struct {
-	in   *bufio.Scanner
+	ctx  context.Context //nolint:containedctx // of the ceremony, which is one call
+	in   <-chan string   // lines; closed after the last one
 	out  io.Writer
 	file *os.File
 	sum  hash.Hash
@@ -27,7 +29,8 @@ type transcript struct {
 // errAbandoned ends a ceremony at which somebody said no.
 var errAbandoned = errors.New("the ceremony was abandoned: what was done is in the transcript; run it again to go on")
 
-func openTranscript(path string, in io.Reader, out io.Writer) (*transcript, error) {
+// openTranscript begins a transcript. It asks until ctx ends, which is a no.
+func openTranscript(ctx context.Context, path string, in io.Reader, out io.Writer) (*transcript, error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("%s exists: a transcript is never written over; name another file with --transcript", path)
@@ -35,7 +38,23 @@ func openTranscript(path string, in io.Reader, out io.Writer) (*transcript, erro
 	if err != nil {
 		return nil, fmt.Errorf("opening the transcript: %w", err)
 	}
-	return &transcript{in: bufio.NewScanner(in), out: out, file: file, sum: sha256.New()}, nil
+	return &transcript{ctx: ctx, in: lines(ctx, in), out: out, file: file, sum: sha256.New()}, nil
+}
+
+// lines reads in beside the ceremony: nothing else ends a read of a terminal.
+func lines(ctx context.Context, in io.Reader) <-chan string {
+	read := make(chan string)
+	go func() {
+		defer close(read)
+		for scanner := bufio.NewScanner(in); scanner.Scan(); {
+			select {
+			case read <- scanner.Text():
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return read
 }
 
 // line writes one line to the transcript, on disk before the next step.
@@ -76,10 +95,19 @@ func (t *transcript) fact(format string, args ...any) error {
 func (t *transcript) ask(question string) (string, error) {
 	for {
 		_, _ = fmt.Fprintf(t.out, "   %s\n   > ", question)
-		if !t.in.Scan() {
+		var text string
+		answered := false
+		select {
+		case text, answered = <-t.in:
+		case <-t.ctx.Done():
+		}
+		if t.ctx.Err() != nil {
+			return "", errors.Join(errAbandoned, t.line("end", "interrupted at: "+question))
+		}
+		if !answered {
 			return "", errors.Join(errAbandoned, t.line("end", "no answer to: "+question))
 		}
-		if answer := strings.TrimSpace(t.in.Text()); answer != "" {
+		if answer := strings.TrimSpace(text); answer != "" {
 			return answer, errors.Join(t.line("question", question), t.line("answer", answer))
 		}
 	}

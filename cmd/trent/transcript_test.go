@@ -23,7 +23,7 @@ func TestCompare(t *testing.T) {
 		{"2-77b1", len(value), false},
 	} {
 		answers := strings.NewReader(strings.Repeat(c.typed+"\n", 3))
-		record, err := openTranscript(filepath.Join(t.TempDir(), "transcript"), answers, io.Discard)
+		record, err := openTranscript(t.Context(), filepath.Join(t.TempDir(), "transcript"), answers, io.Discard)
 		if err != nil {
 			t.Fatal(err)
 		}

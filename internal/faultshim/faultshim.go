@@ -36,6 +36,7 @@ const (
 	LoseAll            // close all sessions of its token
 	Logout             // log out
 	Shorten            // say that the output is one shorter than it is
+	Lengthen           // say that the output is 16 MiB longer than it is
 	Misdirect          // put another key, which this function saw before, in place of the call's
 )
 

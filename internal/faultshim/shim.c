@@ -31,7 +31,7 @@ enum {
 enum { CKR_FUNCTION_FAILED = 6, CKA_TOKEN = 1, CKA_PRIVATE = 2 };
 
 // What follows is shared with faultshim.go, which says what it means.
-enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, MISDIRECT };
+enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, LENGTHEN, MISDIRECT };
 typedef struct {
 	uint32_t action, after;
 	uint64_t code, micros;
@@ -160,8 +160,11 @@ static int misdirect(int n, ck *a, int act)
 	return 1;
 }
 
-// shorten takes one from the length of what came out.
-static int shorten(int n, ck *a)
+// MORE is longer than any buffer that a caller has for what it asks.
+enum { MORE = 1 << 24 };
+
+// resize takes one from the length of what came out, or adds MORE.
+static int resize(int n, ck *a, uint32_t action)
 {
 	ck *length = NULL;
 	switch (n) {
@@ -173,7 +176,7 @@ static int shorten(int n, ck *a)
 	}
 	if (length == NULL || *length == 0)
 		return 0;
-	--*length;
+	*length += action == SHORTEN ? -1 : MORE;
 	return 1;
 }
 
@@ -244,8 +247,8 @@ static ck pass(int n, ck *a)
 	pthread_rwlock_unlock(&busy);
 	if (action == CRASH)
 		abort();
-	if (action == SHORTEN)
-		acted = rv == 0 && shorten(n, a);
+	if (action == SHORTEN || action == LENGTHEN)
+		acted = rv == 0 && resize(n, a, action);
 	if (after && action >= LOSE_SESSION && action <= LOGOUT)
 		lose(action, n, a);
 	if (now && !acted && action != HANG && r->left >= 0) // it is still to come
