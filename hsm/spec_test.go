@@ -153,7 +153,12 @@ func TestSign(t *testing.T) {
 	for i := range ec.EKT {
 		bad := slices.Clone(ec.EKT)
 		bad[i] ^= 1
-		if _, err := d.Sign(t.Context(), bad, "ECDSA_SHA_256", make([]byte, 32)); !errors.Is(err, ErrInvalidEKT) && !errors.Is(err, ErrArgument) {
+		_, err := d.Sign(t.Context(), bad, "ECDSA_SHA_256", make([]byte, 32))
+		if k, parsed := bad.parse(); parsed == nil && k.mechanism == ckmAESKeyWrapKWP {
+			if err != nil { // another number of the same form, as another device may have it
+				t.Errorf("CKM_AES_KEY_WRAP_KWP for CKM_AES_KEY_WRAP_PAD: %v", err)
+			}
+		} else if !errors.Is(err, ErrInvalidEKT) && !errors.Is(err, ErrArgument) {
 			t.Errorf("byte %d flipped: %v", i, err)
 		}
 	}

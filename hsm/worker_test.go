@@ -354,8 +354,8 @@ func TestWrongPINStops(t *testing.T) {
 	cfg, _ := newDomainConfig(t, 2)
 	cfg.Members[1].PIN = NewPIN([]byte("9999-wrong"))
 	d := openDomain(t, cfg)
-	h := d.Health()[1]
-	if h.Serves || !h.Stopped || !errors.Is(h.Err, ErrPINIncorrect) {
+	eventually(t, "the member stops", func() bool { return d.Health()[1].Stopped })
+	if h := d.Health()[1]; h.Serves || !errors.Is(h.Err, ErrPINIncorrect) {
 		t.Errorf("health %+v", h)
 	}
 	time.Sleep(time.Second)
