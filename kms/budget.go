@@ -10,6 +10,8 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/trent-kms/trent/store"
 )
@@ -42,6 +44,9 @@ type budgets struct {
 	renew func(ctx context.Context, k *key) error
 
 	blocks sync.Map // [16]byte HBK id → *block
+
+	used    prometheus.Observer
+	refused prometheus.Counter
 }
 
 type block struct {
@@ -54,8 +59,21 @@ type block struct {
 	err     error // of the last reservation
 }
 
-func newBudgets(db *store.DB, log *slog.Logger) *budgets {
-	return &budgets{db: db, log: log, block: budgetBlock, limit: maxMessages, reserve: budgetReserve}
+func newBudgets(db *store.DB, log *slog.Logger, metrics prometheus.Registerer) *budgets {
+	factory := promauto.With(metrics)
+	return &budgets{
+		db: db, log: log, block: budgetBlock, limit: maxMessages, reserve: budgetReserve,
+		used: factory.NewHistogram(prometheus.HistogramOpts{
+			Name: "trent_kms_encryption_budget_used_ratio",
+			Help: "How much of the 2^32 encryptions of a backing key was reserved, fleet-wide, each time that this host reserved a block of 2^16.",
+			// Above the last but one, what can be replaced is.
+			Buckets: []float64{0.1, 0.25, 0.5, 0.75, 1 - float64(budgetReserve)/float64(maxMessages), 1},
+		}),
+		refused: factory.NewCounter(prometheus.CounterOpts{
+			Name: "trent_kms_encryption_budget_exhausted_total",
+			Help: "Encryptions refused because the backing key had sealed all that it may.",
+		}),
+	}
 }
 
 // spend takes one message from the budget of k's backing key. It waits for
@@ -109,6 +127,7 @@ func (b *budgets) exhausted(k *key, err error) error {
 	if !errors.Is(err, store.ErrBudgetExhausted) {
 		return fmt.Errorf("reserving encryptions of %s: %w", k.arn, err)
 	}
+	b.refused.Inc()
 	if rotatesItself(k) {
 		return &types.KeyUnavailableException{Message: aws.String(k.arn + " is being given a new backing key. Try again.")}
 	}
@@ -130,7 +149,11 @@ func (b *budgets) fill(blk *block, k *key) {
 			b.replace(ctx, k)
 		}
 		b.settle(blk, done, to-from, err)
-		if err == nil && to > b.limit-b.reserve {
+		if err != nil {
+			return
+		}
+		b.used.Observe(float64(to) / float64(b.limit))
+		if to > b.limit-b.reserve {
 			b.replace(ctx, k)
 		}
 	}()

@@ -7,6 +7,7 @@ import (
 
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // A backing key whose budget nears its end is replaced, once, while hosts
@@ -58,5 +59,9 @@ func TestBudgetExhausted(t *testing.T) {
 	}
 	if n := len(materials(t, f, s, id)); n < 3 || refused > n-1 {
 		t.Errorf("%d refusals, %d materials", refused, n)
+	}
+	var counted dto.Metric
+	if err := s.budgets.refused.Write(&counted); err != nil || int(counted.GetCounter().GetValue()) != refused {
+		t.Errorf("%d refusals, counted %v, %v", refused, counted.GetCounter(), err)
 	}
 }

@@ -112,7 +112,7 @@ func New(cfg Config) (*Service, error) {
 		log:     cfg.Logger,
 		now:     cfg.Now,
 		cache:   cache,
-		budgets: newBudgets(cfg.DB, cfg.Logger),
+		budgets: newBudgets(cfg.DB, cfg.Logger, cfg.Metrics),
 		usages:  newUsages(cfg.DB),
 
 		succession: succession,

@@ -29,6 +29,7 @@ func (s *Service) FollowGenerations(ctx context.Context) error {
 	if err := s.domain.SetActive(ctx, active); err != nil {
 		return fmt.Errorf("the database says that generation %d of the domain keys is active: restore the token that holds it, or connect this host to it: %w", active, err)
 	}
+	s.succession.generation.Set(float64(active))
 	return nil
 }
 
@@ -87,6 +88,7 @@ func (s *Service) succeed(ctx context.Context) error {
 	if err := s.domain.SetActive(ctx, active); err != nil {
 		return unlessOver(ctx, err)
 	}
+	s.succession.generation.Set(float64(active))
 	var from []uint32
 	to := ""
 	for _, g := range all {
@@ -277,6 +279,7 @@ func (s *Service) moveAccessKey(ctx context.Context, id string, to uint32) error
 // succession counts what succeed has done on this host.
 type succession struct {
 	moved, resealed prometheus.Counter
+	generation      prometheus.Gauge
 	from            store.ResealFrom // the queue's only worker has it
 }
 
@@ -291,12 +294,16 @@ func newSuccession(metrics prometheus.Registerer) (*succession, error) {
 			Name: "trent_domain_resealed_total",
 			Help: "Rows that this host has given a MAC of the active generation.",
 		}),
+		generation: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "trent_domain_generation",
+			Help: "The generation of the domain keys that this host wraps and seals with.",
+		}),
 	}
 	if metrics == nil {
 		return c, nil
 	}
-	for _, counter := range []prometheus.Counter{c.moved, c.resealed} {
-		if err := metrics.Register(counter); err != nil {
+	for _, each := range []prometheus.Collector{c.moved, c.resealed, c.generation} {
+		if err := metrics.Register(each); err != nil {
 			return nil, fmt.Errorf("registering metrics of the domain keys: %w", err)
 		}
 	}

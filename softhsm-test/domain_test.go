@@ -218,6 +218,14 @@ func TestRotateLockedDomainKeys(t *testing.T) {
 	d.refusedDomain(t, "is not active yet", "rotate", "--no-wait", "--profile", "trusted", "--so-pin-file", d.pinFile())
 	d.rotated(t, "2")
 	d.followed(t, 2, a, b)
+	for _, s := range d.servers {
+		if got := s.metric(t, "trent_domain_generation"); got != 2 {
+			t.Errorf("a host's metrics show generation %v", got)
+		}
+		if got := s.metric(t, "trent_kms_encryption_budget_used_ratio_count"); got < 1 {
+			t.Errorf("a host that has encrypted shows %v reserved blocks", got)
+		}
+	}
 	d.until(t, "sealing rows anew", func(all map[int64]generationStatus) bool { return all[1].SealedRows == 0 })
 	all := d.generations(t)
 	if all[1].State != "superseded" || all[2].State != "active" || all[1].WrappedKeys == 0 {
@@ -241,6 +249,10 @@ func TestRotateLockedDomainKeys(t *testing.T) {
 		if n := len(d.records(t, "record->>'eventName' = $1 AND record->>'eventType' = 'AwsServiceEvent'", event)); n != 1 {
 			t.Errorf("%d records of %s", n, event)
 		}
+	}
+	d.mustDomain(t, "rotate", "--rotation-period", "1ms", "--no-wait")
+	if all := d.generations(t); all[3].State != "created" {
+		t.Errorf("not rotated after the period: %+v", all)
 	}
 	d.wantChains(t)
 	d.stopAll()
