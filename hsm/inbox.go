@@ -77,6 +77,9 @@ func (i *inbox) fill(fd uintptr) bool {
 		return true
 	}
 	i.makeRoom()
+	if len(i.held) == len(i.buf) {
+		return true // another has just filled it: a read into nothing looks like the end
+	}
 	for {
 		n, err := unix.Read(int(fd), i.buf[len(i.held):])
 		switch {
