@@ -3,6 +3,7 @@ package hsm
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -50,5 +51,35 @@ func TestHungRecovery(t *testing.T) {
 			t.Errorf("%s: %v workers are said to have hung", function, n)
 		}
 		shim.Clear()
+	}
+}
+
+// TestRecoveryIsOverForWhoGetsOn: a look at the keys that gets on just as a
+// recovery ends does not make it look as if it went on, for which the worker
+// would be ended.
+func TestRecoveryIsOverForWhoGetsOn(t *testing.T) {
+	m, done := new(module), make(chan struct{})
+	var looks sync.WaitGroup
+	looks.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+				m.getsOn()
+			}
+		}
+	})
+	defer looks.Wait()
+	defer close(done)
+	for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); {
+		m.moved.Store(time.Now().UnixNano()) // as mend does
+		m.getsOn()
+		m.moved.Store(0)
+		for range 50 {
+			if m.moved.Load() != 0 {
+				t.Fatal("a recovery that has ended goes on")
+			}
+		}
 	}
 }

@@ -94,10 +94,10 @@ func (m *module) mend() {
 }
 
 // getsOn notes that an attempt to recover, if one runs, is not stuck in the
-// library.
+// library. Those who look at keys call it, too, also as an attempt ends.
 func (m *module) getsOn() {
-	if m.moved.Load() != 0 {
-		m.moved.Store(time.Now().UnixNano())
+	if moved := m.moved.Load(); moved != 0 {
+		m.moved.CompareAndSwap(moved, time.Now().UnixNano())
 	}
 }
 
