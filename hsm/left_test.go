@@ -82,3 +82,14 @@ func TestWorkersThatDoNotEnd(t *testing.T) {
 		t.Errorf("closing took %s", took)
 	}
 }
+
+// TestEndedProcessIsGone: that it is gone counts, however short one waits.
+func TestEndedProcessIsGone(t *testing.T) {
+	p := &process{ended: make(chan struct{})}
+	close(p.ended)
+	for range 1000 {
+		if !p.gone(0) {
+			t.Fatal("a process that has ended is not gone")
+		}
+	}
+}

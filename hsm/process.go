@@ -149,6 +149,11 @@ func (p *process) gone(within time.Duration) bool {
 	case <-p.ended:
 		return true
 	case <-time.After(within):
+	}
+	select { // where both came, either may have been chosen
+	case <-p.ended:
+		return true
+	default:
 		return false
 	}
 }
