@@ -48,8 +48,12 @@ func (i *inbox) run() error {
 		})
 		i.mu.Lock()
 		i.drain()
-		if i.err != nil {
-			err = i.err
+		if i.err == nil {
+			i.err = err
+		}
+		if err = i.err; err != nil {
+			clear(i.buf) // of a frame that was cut off
+			i.held = nil
 		}
 		i.mu.Unlock()
 		if i.done != nil {

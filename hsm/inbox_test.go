@@ -49,3 +49,32 @@ func TestInboxIsFull(t *testing.T) {
 		t.Errorf("ended with %v, %d frames taken", err, taken)
 	}
 }
+
+// TestInboxWipesWhatIsCutOff: a reply that ends with its worker may have had a
+// plaintext in it.
+func TestInboxWipesWhatIsCutOff(t *testing.T) {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close() //nolint:errcheck // the test is over
+	i, err := newInbox(ours, func([]byte) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := appendReply(nil, 1, statusDone, &reply{out: []byte("plaintext"), public: make([]byte, 9)})
+	if _, err := theirs.Write(frame[:len(frame)-1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := i.conn.Read(i.fill); err != nil {
+		t.Fatal(err)
+	}
+	whole := i.buf
+	_ = theirs.Close()
+	if err := i.run(); err == nil {
+		t.Error("it did not end")
+	}
+	if bytes.Contains(whole, []byte("plain")) {
+		t.Error("what was cut off stays in memory")
+	}
+}
