@@ -104,7 +104,18 @@ func TestFirstMemberLost(t *testing.T) {
 	d.enrolled(t, "3", map[string]string{"second": second, "third": d.another(t, "third")})
 	wantDecrypt(t, c, blob, marker, nil)
 	must(0, s.stop())(t)
-	wantEvents(t, d, map[string]int{"RemoveDomainMember": 1, "EnrolDomainMembers": 2, "CreateAccessKey": 2, "DeleteAccessKey": 2})
+
+	// It turns up: what it alone has is not destroyed, as long as it is needed.
+	must(0, os.Rename(filepath.Join(d.dir, "gone"), filepath.Join(d.dir, "tokens")))(t)
+	found := map[string]string{"first": first, "second": second, "third": filepath.Join(d.dir, "third", filepath.Base(second))}
+	d.members(t, found)
+	d.refusedDomain(t, "alone holds generation 1", "remove-member", "--serial", serial)
+	d.enrolled(t, "4", found)
+	d.refusedDomain(t, "alone holds generation 1", "remove-member", "--serial", serial)
+	d.serve(t)
+	wantDecrypt(t, d.client(t), oldBlob, marker, nil)
+	d.stopAll()
+	wantEvents(t, d, map[string]int{"RemoveDomainMember": 1, "EnrolDomainMembers": 3, "CreateAccessKey": 2, "DeleteAccessKey": 2})
 }
 
 // renewed gives the administrator an access key in the place of his own, while
