@@ -20,13 +20,22 @@ const accessKeysOfUser = 2
 // the active generation, and has its secret shown; the old one goes on to work
 // until it is deleted. A secret that an older generation wraps can be moved by
 // nobody under the locked profile, so this is how a user comes to be known to
-// members that were enrolled later. The caller has seen the security officer:
-// see hsm.ProveOfficer.
-func (m *DomainMembers) RenewAccessKey(ctx context.Context, id string, show func(accessKeyID string, secret []byte) error) error {
-	g, err := m.lead(ctx, "")
-	if err != nil {
-		return err
+// members that were enrolled later. The caller has seen the security officer of
+// the member by (see hsm.ProveOfficer), which alone makes and seals it: the
+// officer of a token that is not of this domain can give nobody access to it.
+func (m *DomainMembers) RenewAccessKey(ctx context.Context, by MemberAtHand, id string, show func(accessKeyID string, secret []byte) error) error {
+	if by.Err != nil {
+		return fmt.Errorf("member %s, whose security officer's PIN was given: %w", by.Name, by.Err)
 	}
+	alone := DomainMembers{DomainAdmin: m.DomainAdmin, Members: []MemberAtHand{by}}
+	g, err := alone.lead(ctx, "")
+	if err != nil {
+		return fmt.Errorf("member %s, whose security officer's PIN was given, makes the access key; name another one with --member: %w", by.Name, err)
+	}
+	return alone.renew(ctx, g, id, show)
+}
+
+func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, show func(accessKeyID string, secret []byte) error) error {
 	old, user, all, err := m.accessKey(ctx, id)
 	if err != nil {
 		return err

@@ -76,6 +76,15 @@ func TestFirstMemberLost(t *testing.T) {
 		wantSaid(t, d.doctor(t, false, "--member", member), "warning", "came from outside", "`trent doctor` with the database's URL")
 	}
 
+	// The security officer of a token that is not of the domain gives nobody an
+	// access key.
+	pin := filepath.Join(d.dir, "so-pin")
+	must(0, os.WriteFile(pin, []byte(officerPIN), 0o600))(t)
+	d.members(t, map[string]string{"first": first, "second": second, "third": d.another(t, "stranger")})
+	d.refusedDomain(t, "member third, whose security officer's PIN was given", "renew-access-key", "--access-key-id", d.admin.ID, "--member", "third",
+		"--so-pin-file", pin, "--credentials", filepath.Join(d.dir, "stranger.env"))
+	d.members(t, map[string]string{"first": first, "second": second})
+
 	// Another access key for the administrator.
 	d.renewed(t)
 	status := d.mustDomain(t, "status")
