@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/failpoint"
@@ -41,7 +43,7 @@ func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, sh
 		return err
 	}
 	if len(all) >= accessKeysOfUser {
-		return fmt.Errorf("user %s has %d access keys, as many as one can have: delete one with `trent domain delete-access-key`", user.Name, len(all))
+		return fmt.Errorf("user %s has as many access keys as one can have: %s; delete the one that nobody uses with `trent domain delete-access-key` (a run of this command that was interrupted has left one whose secret nobody saw)", user.Name, listed(all))
 	}
 	secret, ekt, err := newSecret(ctx, m.Member)
 	if err != nil {
@@ -64,6 +66,14 @@ func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, sh
 	m.Progress(fmt.Sprintf("user %s has the new access key %s, which every member of generation %d can use: give it to whoever uses %s, then run `trent domain delete-access-key --access-key-id %s`",
 		user.Name, key.ID, ekt.Generation(), old.ID, old.ID))
 	return nil
+}
+
+func listed(all []store.AccessKey) string {
+	var texts []string
+	for _, k := range all {
+		texts = append(texts, fmt.Sprintf("%s of %s UTC, under generation %d", k.ID, k.Created.UTC().Format(time.DateTime), hsm.EKT(k.Secret).Generation()))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // DeleteAccessKey deletes an access key of a user who has another one that is
