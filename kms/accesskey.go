@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/failpoint"
@@ -20,19 +22,28 @@ const accessKeysOfUser = 2
 // the active generation, and has its secret shown; the old one goes on to work
 // until it is deleted. A secret that an older generation wraps can be moved by
 // nobody under the locked profile, so this is how a user comes to be known to
-// members that were enrolled later. The caller has seen the security officer:
-// see hsm.ProveOfficer.
-func (m *DomainMembers) RenewAccessKey(ctx context.Context, id string, show func(accessKeyID string, secret []byte) error) error {
-	g, err := m.lead(ctx, "")
-	if err != nil {
-		return err
+// members that were enrolled later. The caller has seen the security officer of
+// the member by (see hsm.ProveOfficer), which alone makes and seals it: the
+// officer of a token that is not of this domain can give nobody access to it.
+func (m *DomainMembers) RenewAccessKey(ctx context.Context, by MemberAtHand, id string, show func(accessKeyID string, secret []byte) error) error {
+	if by.Err != nil {
+		return fmt.Errorf("member %s, whose security officer's PIN was given: %w", by.Name, by.Err)
 	}
+	alone := DomainMembers{DomainAdmin: m.DomainAdmin, Members: []MemberAtHand{by}}
+	g, err := alone.lead(ctx, "")
+	if err != nil {
+		return fmt.Errorf("member %s, whose security officer's PIN was given, makes the access key; name another one with --member: %w", by.Name, err)
+	}
+	return alone.renew(ctx, g, id, show)
+}
+
+func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, show func(accessKeyID string, secret []byte) error) error {
 	old, user, all, err := m.accessKey(ctx, id)
 	if err != nil {
 		return err
 	}
 	if len(all) >= accessKeysOfUser {
-		return fmt.Errorf("user %s has %d access keys, as many as one can have: delete one with `trent domain delete-access-key`", user.Name, len(all))
+		return fmt.Errorf("user %s has as many access keys as one can have: %s; delete the one that nobody uses with `trent domain delete-access-key` (a run of this command that was interrupted has left one whose secret nobody saw)", user.Name, listed(all))
 	}
 	secret, ekt, err := newSecret(ctx, m.Member)
 	if err != nil {
@@ -55,6 +66,14 @@ func (m *DomainMembers) RenewAccessKey(ctx context.Context, id string, show func
 	m.Progress(fmt.Sprintf("user %s has the new access key %s, which every member of generation %d can use: give it to whoever uses %s, then run `trent domain delete-access-key --access-key-id %s`",
 		user.Name, key.ID, ekt.Generation(), old.ID, old.ID))
 	return nil
+}
+
+func listed(all []store.AccessKey) string {
+	var texts []string
+	for _, k := range all {
+		texts = append(texts, fmt.Sprintf("%s of %s UTC, under generation %d", k.ID, k.Created.UTC().Format(time.DateTime), hsm.EKT(k.Secret).Generation()))
+	}
+	return strings.Join(texts, ", ")
 }
 
 // DeleteAccessKey deletes an access key of a user who has another one that is

@@ -166,7 +166,8 @@ func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
 
 // Remove takes a member out of the domain and destroys what it holds. It
 // refuses while anything needs what no other member has, unless the member is
-// lost, and that with it.
+// lost, and that with it. One that was removed as lost and has turned up is the
+// last to have it, and is not emptied either.
 func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) error {
 	g, err := m.lead(ctx, serial)
 	if err != nil {
@@ -179,11 +180,14 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) er
 	if lost && slices.ContainsFunc(m.reachable(), func(each MemberAtHand) bool { return each.Info.Serial == serial }) {
 		return errors.New("this member can be reached, so it is not lost: leave --lost out, or take its [[hsm-member]] table out of the configuration if you will never use it again")
 	}
+	needed, err := m.needed(ctx, g, g.members[i])
+	if err != nil {
+		return err
+	}
+	if needed != "" && g.members[i].State != store.MemberEnrolled {
+		return notYet("this member was removed, but %s: it is not emptied; have it serve again with `trent domain enrol`", needed)
+	}
 	if g.members[i].State == store.MemberEnrolled {
-		needed, err := m.needed(ctx, g, serial)
-		if err != nil {
-			return err
-		}
 		if needed != "" && !lost {
 			return notYet("%s: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay, or, if it is gone for good, is removed with --lost", needed)
 		}
@@ -217,15 +221,21 @@ type memberEvent struct {
 
 // needed says what the member alone holds and what needs it; "" if there is
 // nothing.
-func (m *DomainMembers) needed(ctx context.Context, g *generations, serial string) (string, error) {
+func (m *DomainMembers) needed(ctx context.Context, g *generations, member store.DomainMember) (string, error) {
 	uses, err := m.DB.GenerationUses(ctx)
+	if err != nil {
+		return "", err
+	}
+	held, err := m.heldBy(ctx, member.Serial)
 	if err != nil {
 		return "", err
 	}
 	for _, row := range g.all {
 		number := uint32(row.Number) // #nosec G115 -- ours
-		// The row of a retired one says nothing of the MAC key.
-		if row.State != store.GenerationRetired && !slices.Contains(row.Tokens(), serial) {
+		// The row of a retired one says nothing of the MAC key, and none says
+		// what a member holds that has been removed since.
+		onRecord := slices.Contains(row.Tokens(), member.Serial) || row.State == store.GenerationRetired && member.State == store.MemberEnrolled
+		if !onRecord && !slices.Contains(held, number) {
 			continue
 		}
 		logged, err := m.DB.LogSealedUnder(ctx, number)
@@ -237,7 +247,7 @@ func (m *DomainMembers) needed(ctx context.Context, g *generations, serial strin
 		if !keys && use.MACs == 0 && !logged {
 			continue
 		}
-		alone, err := m.alone(ctx, number, serial, keys)
+		alone, err := m.alone(ctx, number, member.Serial, keys)
 		if err != nil {
 			return "", err
 		}
@@ -247,6 +257,24 @@ func (m *DomainMembers) needed(ctx context.Context, g *generations, serial strin
 		}
 	}
 	return "", nil
+}
+
+// heldBy are the generations that a member has something of; none if it is not
+// at hand.
+func (m *DomainMembers) heldBy(ctx context.Context, serial string) (numbers []uint32, err error) {
+	for _, each := range m.reachable() {
+		if each.Info.Serial != serial {
+			continue
+		}
+		held, err := each.Domain.Generations(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("looking at member %s: %w", each.Name, err)
+		}
+		for _, h := range held {
+			numbers = append(numbers, h.Number)
+		}
+	}
+	return numbers, nil
 }
 
 // alone says whether no other member holds the generation, or its MAC key if

@@ -92,7 +92,7 @@ func (m *DomainMembers) destroy(ctx context.Context, number uint32, keepMAC bool
 
 // destroyed records which tokens hold nothing of the generation any more. Where
 // no row says which ones held it, because an enrolment was only begun or MAC
-// keys alone were left, that is every member.
+// keys alone were left, that is every member. It fails while one is left.
 func (m *DomainMembers) destroyed(ctx context.Context, g *generations, which *store.DomainGeneration, keepMAC bool, done, undone, gone []string) error {
 	before := which.Tokens()
 	left := slices.DeleteFunc(which.Tokens(), func(serial string) bool { return slices.Contains(done, serial) })
@@ -105,12 +105,13 @@ func (m *DomainMembers) destroyed(ctx context.Context, g *generations, which *st
 			}
 		}
 	}
+	var unfinished error
 	switch {
 	case len(left) > 0:
-		m.Progress(fmt.Sprintf("something of generation %d may still be on %s: run this again when all of it is configured and can be reached. "+
-			"A token that is no more, or was restored under another serial number, is named with --gone; a member that is no more is taken out with `trent domain remove-member`", which.Number, strings.Join(left, ", ")))
+		unfinished = notYet("something of generation %d may still be on %s: run this again when all of it is configured and can be reached. "+
+			"A token that is no more, or was restored under another serial number, is named with --gone; a member that is no more is taken out with `trent domain remove-member`", which.Number, strings.Join(left, ", "))
 		if slices.Equal(which.Tokens(), before) {
-			return nil
+			return unfinished
 		}
 	case keepMAC:
 		which.State = store.GenerationRetired
@@ -121,7 +122,7 @@ func (m *DomainMembers) destroyed(ctx context.Context, g *generations, which *st
 	if now := m.now(); which.Destroyed == nil && len(left) == 0 {
 		which.Destroyed = &now
 	}
-	return m.writeOf(ctx, g, "DestroyDomainKeyGeneration", m.eventOf(which, gone))
+	return errors.Join(m.writeOf(ctx, g, "DestroyDomainKeyGeneration", m.eventOf(which, gone)), unfinished)
 }
 
 // retirable refuses while anything needs the domain keys, and says whether

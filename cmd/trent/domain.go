@@ -315,7 +315,7 @@ type domainRetireCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*domainRetireCmd) Help() string {
-	return `It refuses while a key or a backup of the database needs the generation, and discards one that was never activated at once. The MAC key of a generation stays for as long as the audit log has records that are sealed under it. It does so on all configured members, and says where something may be left; run it again when those can be reached. A token of which there is none any more is named with --gone.
+	return `It refuses while a key or a backup of the database needs the generation, and discards one that was never activated at once. The MAC key of a generation stays for as long as the audit log has records that are sealed under it. It does so on all configured members, and fails if something may be left on one, which it names; run it again when that can be reached. A token of which there is none any more is named with --gone.
 
 Example:
 

@@ -25,7 +25,7 @@ type domainRenewAccessKeyCmd struct {
 func (*domainRenewAccessKeyCmd) Help() string {
 	return `An access key's secret is wrapped like any key, and what a generation of the locked profile wraps stays under it: after an enrolment the members that are new cannot admit the access keys of before ("trent domain status" lists them). This makes another access key for the same user, under the active generation. Its secret is shown once and is nowhere else in the clear. The old access key works until it is deleted; a user has at most two.
 
-The security officer's PIN is tried, on the first member or that of --member: this command gives an administrator's rights to whoever sees the secret. The audit log has it as CreateAccessKey.
+The security officer's PIN is tried, on the first member or that of --member, which then makes the access key and must hold the active generation: this command gives an administrator's rights to whoever sees the secret. The audit log has it as CreateAccessKey.
 
 Example:
 
@@ -38,32 +38,34 @@ func (c *domainRenewAccessKeyCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := cfg.proveOfficer(ctx, c.Member, c.SOPINFile); err != nil {
+	by, err := cfg.proveOfficer(ctx, c.Member, c.SOPINFile)
+	if err != nil {
 		return err
 	}
 	return cfg.onMembers(ctx, func(m *membersSession) error {
-		return m.RenewAccessKey(ctx, c.AccessKeyID, func(id string, secret []byte) error { return showAccessKey(id, secret, c.Credentials) })
+		return m.RenewAccessKey(ctx, m.Members[by], c.AccessKeyID, func(id string, secret []byte) error { return showAccessKey(id, secret, c.Credentials) })
 	})
 }
 
-// proveOfficer demands the PIN of the security officer of a member's token.
-func (c domainConfig) proveOfficer(ctx context.Context, name, pinFile string) error {
-	i := slices.IndexFunc(c.domain.Members, func(m hsm.MemberConfig) bool {
+// proveOfficer demands the PIN of the security officer of a member's token. It
+// returns which of the members that is.
+func (c domainConfig) proveOfficer(ctx context.Context, name, pinFile string) (i int, err error) {
+	i = slices.IndexFunc(c.domain.Members, func(m hsm.MemberConfig) bool {
 		return name == "" || name == firstOf(m.Name, m.TokenLabel, m.TokenSerial)
 	})
 	if i < 0 {
-		return fmt.Errorf("--member %q is the name of no [[hsm-member]] table", name)
+		return i, fmt.Errorf("--member %q is the name of no [[hsm-member]] table", name)
 	}
 	pin, err := officerSecret(pinFile).read(c.log)
 	if err != nil {
-		return err
+		return i, err
 	}
 	defer clear(pin)
 	member := c.domain.Members[i]
 	if err := setEnvironment(member.Environment); err != nil {
-		return err
+		return i, err
 	}
-	return hsm.ProveOfficer(ctx, member.Config, hsm.NewPIN(pin)) //nolint:wrapcheck // says it all
+	return i, hsm.ProveOfficer(ctx, member.Config, hsm.NewPIN(pin)) //nolint:wrapcheck // says it all
 }
 
 // showAccessKey writes it to a file, or without one to standard output.
