@@ -18,6 +18,7 @@ import (
 // Devices that know AES key wrap as vendors do.
 var (
 	onlyKWP  = wrapshim.Device{KWP: ckmAESKeyWrapKWP}
+	strict   = wrapshim.Device{KW: pkcs11.CKM_AES_KEY_WRAP, KWP: ckmAESKeyWrapKWP, Strict: true}
 	likeLuna = wrapshim.Device{KW: ckmLunaKW, KWP: ckmLunaKWP}
 	// Its PAD is not RFC 5649.
 	padding   = wrapshim.Device{KW: pkcs11.CKM_AES_KEY_WRAP, Padded: pkcs11.CKM_AES_KEY_WRAP_PAD, KWP: ckmAESKeyWrapKWP}
@@ -44,6 +45,7 @@ func TestWrapMechanisms(t *testing.T) {
 		"Luna":     {&likeLuna, wrapWays{classAES: {ckmLunaKW, ckmLunaKWP}, classGeneric: {ckmLunaKWP}}},
 		"another meaning of PAD": {&padding, wrapWays{classAES: {pkcs11.CKM_AES_KEY_WRAP, ckmAESKeyWrapKWP},
 			classGeneric: {ckmAESKeyWrapKWP}}},
+		"uses kept apart": {&strict, wrapWays{classAES: {pkcs11.CKM_AES_KEY_WRAP, ckmAESKeyWrapKWP}, classGeneric: {ckmAESKeyWrapKWP}}},
 		"CloudHSM, no vectors, another meaning of PAD": {&secretive, wrapWays{classAES: {ckmCloudHSMNoPad, ckmCloudHSMZeroPad},
 			classGeneric: {ckmCloudHSMZeroPad}}},
 	} {

@@ -67,7 +67,7 @@ func (s *session) tryWrap(m wrapMechanism) error {
 	if !answered && !s.unanswered(err) {
 		return notForm(err)
 	}
-	wrapper, err := s.throwAwayKey()
+	wrapper, err := s.throwAwayKey(attr(pkcs11.CKA_ENCRYPT, false)) // as domain keys: some devices allow no more
 	if err != nil {
 		return err
 	}

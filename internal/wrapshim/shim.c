@@ -5,7 +5,8 @@
 // (0x210A, RFC 5649) by KWP: 0 for a mechanism that it has not. PADDED is a
 // number whose output is 8 bytes longer than RFC 5649's, and which opens
 // nothing else: what padding before RFC 3394 comes to for lengths in eights.
-// Where SECRETIVE, AES keys in the clear are refused.
+// Where SECRETIVE, AES keys in the clear are refused; where STRICT, keys that
+// are to encrypt and to wrap.
 #include <dlfcn.h>
 #include <stddef.h>
 #include <string.h>
@@ -26,7 +27,7 @@ enum { GET_FUNCTION_LIST = 3, GET_MECHANISM_INFO = 8, CREATE_OBJECT = 20, GET_AT
 	GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61 };
 enum { CKR_OK = 0, CKR_FUNCTION_FAILED = 6, CKR_MECHANISM_INVALID = 0x70, CKR_TEMPLATE_INCONSISTENT = 0xD1,
 	CKR_WRAPPED_KEY_INVALID = 0x110 };
-enum { CKA_CLASS = 0, CKA_KEY_TYPE = 0x100, CKO_SECRET_KEY = 4, CKK_AES = 0x1F };
+enum { CKA_CLASS = 0, CKA_KEY_TYPE = 0x100, CKA_ENCRYPT = 0x104, CKA_WRAP = 0x106, CKO_SECRET_KEY = 4, CKK_AES = 0x1F };
 #define CKA_ALLOWED_MECHANISMS 0x40000600UL
 #define REAL_KW 0x2109UL
 #define REAL_KWP 0x210AUL
@@ -84,6 +85,11 @@ static int renumbered(ck_template *t, ck_attribute *given, ulong_t count) {
 
 static ulong_t generate_key(ulong_t session, ck_mechanism *m, ck_attribute *template, ulong_t count, ulong_t *key) {
 	ck_template t;
+	int uses = 0;
+	for (ulong_t i = 0; i < count; i++)
+		uses += (template[i].type == CKA_ENCRYPT || template[i].type == CKA_WRAP) && *(byte_t *)template[i].value;
+	if (STRICT && uses > 1)
+		return CKR_TEMPLATE_INCONSISTENT;
 	if (!renumbered(&t, template, count))
 		return CKR_FUNCTION_FAILED;
 	return ((generate_call)real.fn[GENERATE_KEY])(session, m, t.list, count, key);

@@ -27,6 +27,8 @@ type Device struct {
 	Padded uint
 	// Secretive: it takes no AES keys in the clear.
 	Secretive bool
+	// Strict: it makes no keys that both encrypt and wrap.
+	Strict bool
 }
 
 // New builds a library before a copy of module, whose state is its own, and
@@ -44,13 +46,10 @@ func New(t testing.TB, module string, d Device) string {
 			t.Fatal(err)
 		}
 	}
-	secretive := 0
-	if d.Secretive {
-		secretive = 1
-	}
+	flag := map[bool]int{true: 1}
 	args := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", `-DMODULE="` + own + `"`,
 		fmt.Sprintf("-DKW=%#xUL", d.KW), fmt.Sprintf("-DKWP=%#xUL", d.KWP), fmt.Sprintf("-DPADDED=%#xUL", d.Padded),
-		fmt.Sprintf("-DSECRETIVE=%d", secretive), "-o", path, code, "-ldl"}
+		fmt.Sprintf("-DSECRETIVE=%d", flag[d.Secretive]), fmt.Sprintf("-DSTRICT=%d", flag[d.Strict]), "-o", path, code, "-ldl"}
 	if out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), args...).CombinedOutput(); err != nil { //nolint:gosec // the test's own words
 		t.Fatalf("building the shim: %v\n%s", err, out)
 	}
