@@ -279,7 +279,8 @@ func TestDeadMember(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := openDomain(t, cfg)
-	if h := d.Health(); !h[0].Serves || h[1].Serves || h[1].Stopped || h[1].Err == nil {
+	eventually(t, "the dead member's error", func() bool { return d.Health()[1].Err != nil })
+	if h := d.Health(); !h[0].Serves || h[1].Serves || h[1].Stopped {
 		t.Errorf("health %+v", h)
 	}
 	l := startLoad(t, d, 8)
