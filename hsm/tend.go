@@ -72,16 +72,18 @@ func (s *seat) tend(ctx context.Context, first chan<- error) {
 				t.end()
 			}
 		}
+		// Before OpenDomain is told, whose callers look.
 		if err == nil {
-			s.serve(t) // before OpenDomain is told, which looks
+			s.serve(t)
 			s.mark(ctx, t)
+		} else {
+			s.shut(err)
 		}
 		if !told {
 			first <- err
 			told = true
 		}
 		if err != nil {
-			s.shut(err)
 			if final(err) {
 				return
 			}
