@@ -59,12 +59,10 @@ type workerTable struct {
 	injected, lost, leaks, wrong, hung, died int
 }
 
-// TestFaultTableOfWorkers is TestFaultTable for worker processes. With a second
+// TestTimedFaultTableOfWorkers is TestFaultTable for worker processes. With a second
 // member not one request may fail.
-func TestFaultTableOfWorkers(t *testing.T) {
-	if underRace {
-		t.Skip("its bounds in time are those of a plain build: scripts/test runs it in one")
-	}
+func TestTimedFaultTableOfWorkers(t *testing.T) {
+	plainBuild(t)
 	for _, members := range []int{1, 2} {
 		tb := newWorkerTable(t, members)
 		t.Run(fmt.Sprint(members), func(t *testing.T) {

@@ -189,6 +189,21 @@ func (l *burden) goOn(t *testing.T, calls int64) {
 	eventually(t, fmt.Sprintf("%d more calls", calls), func() bool { return l.calls.Load() >= began+calls || l.failures.Load() > 0 })
 }
 
+// plainBuild begins a test whose bounds in time the race detector would not
+// keep. scripts/test finds those tests by their prefix.
+func plainBuild(t *testing.T) {
+	t.Helper()
+	if !strings.HasPrefix(t.Name(), "TestTimed") {
+		t.Fatal("name it TestTimed…, or nothing runs it")
+	}
+	if underRace && os.Getenv("CI") == "true" {
+		t.Fatal("CI must run it in a plain build")
+	}
+	if underRace {
+		t.Skip("its bounds in time are those of a plain build: scripts/test runs it in one")
+	}
+}
+
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {

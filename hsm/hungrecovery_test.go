@@ -12,12 +12,10 @@ import (
 	"github.com/trent-kms/trent/internal/faultshim"
 )
 
-// TestHungRecovery: a worker whose library hangs while its token is recovered
+// TestTimedHungRecovery: a worker whose library hangs while its token is recovered
 // is replaced as soon as one that hangs in a call.
-func TestHungRecovery(t *testing.T) {
-	if underRace {
-		t.Skip("its bounds in time are those of a plain build: scripts/test runs it in one")
-	}
+func TestTimedHungRecovery(t *testing.T) {
+	plainBuild(t)
 	cfg, _ := newDomainConfig(t, 1)
 	cfg.Patience = 20 * time.Second
 	first := &cfg.Members[0]
