@@ -106,9 +106,16 @@ func (c *handleCache) ready(ekt EKT) *handle {
 	return h
 }
 
+// begin has a new epoch begin, whether or not anyone asks for a key.
+func (c *handleCache) begin(epoch uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.forget(epoch)
+}
+
 // forget drops every entry of another epoch: their objects are gone already.
-// One that is still being loaded stays; should it turn out stale, whoever uses
-// it learns that from the worker and drops it.
+// One that is still being loaded stays; should it turn out stale, its load drops
+// it. The caller holds mu.
 func (c *handleCache) forget(epoch uint64) {
 	if c.current == epoch {
 		return
@@ -176,7 +183,7 @@ func (c *handleCache) remove(h *handle) {
 func (h *handle) fill(ekt EKT, victim *handle) {
 	h.object, h.epoch, h.err = h.cache.load(ekt, victim)
 	close(h.ready)
-	if h.err != nil {
+	if h.err != nil || h.epoch != h.cache.epoch() {
 		h.drop() // a failure is told to those who waited, never kept
 	}
 	h.release()

@@ -150,8 +150,11 @@ func (d *Member) newCache(load func(EKT, *handle) (pkcs11.ObjectHandle, uint64, 
 // revive finds the domain's handles, if it was not done yet: in a new epoch,
 // before it serves. It runs on the keeper's session.
 func (d *Member) revive(s *session) error {
+	epoch := s.t.epoch.Load()
+	d.cache.begin(epoch)
+	d.private.begin(epoch)
 	d.mu.Lock()
-	known := d.keys != nil && d.keys.epoch == s.t.epoch.Load()
+	known := d.keys != nil && d.keys.epoch == epoch
 	active := d.active
 	d.mu.Unlock()
 	if known {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/miekg/pkcs11"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/trent-kms/trent/internal/faultshim"
 )
@@ -244,5 +245,29 @@ func TestHashThatIsMissing(t *testing.T) {
 		if !isCode(err, code) || errors.Is(err, ErrMaterial) {
 			t.Errorf("%s: %v", codeName(code), err)
 		}
+	}
+}
+
+// Keys that no one uses any more count as live no longer than they live.
+func TestHandlesOfAnEarlierEpoch(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	cached := func() float64 {
+		var m dto.Metric
+		_ = d.t.stats.handles.Write(&m)
+		return m.GetGauge().GetValue()
+	}
+	pair := must(d.Generate(t.Context(), "ECC_NIST_P256", UseSign))(t)
+	must(d.Sign(t.Context(), pair.EKT, "ECDSA_SHA_256", make([]byte, 32)))(t)
+	if _, _, err := d.Encrypt(t.Context(), newAES(t, d), nil, []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if n := cached(); n != 2 {
+		t.Fatalf("%v keys are cached, want one of each kind", n)
+	}
+	shim.Set("C_GenerateRandom", faultshim.Fault{Action: faultshim.Fail, Code: pkcs11.CKR_DEVICE_ERROR, Times: 1})
+	_ = d.t.Ping(t.Context())
+	wantHealthy(t, d)
+	if n := cached(); n != 0 {
+		t.Errorf("%v keys count as live after their epoch", n)
 	}
 }
