@@ -174,6 +174,7 @@ func (d *Member) revive(s *session) error {
 // meanwhile: then the next call looks again. The caller holds mu.
 func (d *Member) keep(found *domainKeys, active uint32) {
 	d.probe, d.probed = found.probe, found.epoch
+	d.t.stats.found(found.generations)
 	if d.active == active {
 		d.keys, d.served = found, found.Number
 	}
