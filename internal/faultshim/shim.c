@@ -31,7 +31,7 @@ enum {
 enum { CKR_FUNCTION_FAILED = 6, CKA_TOKEN = 1, CKA_PRIVATE = 2 };
 
 // What follows is shared with faultshim.go, which says what it means.
-enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, LENGTHEN, MISDIRECT };
+enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, LENGTHEN, MISDIRECT, REPEAT };
 typedef struct {
 	uint32_t action, after;
 	uint64_t code, micros;
@@ -249,6 +249,8 @@ static ck pass(int n, ck *a)
 		abort();
 	if (action == SHORTEN || action == LENGTHEN)
 		acted = rv == 0 && resize(n, a, action);
+	if (action == REPEAT && n == FindObjects && rv == 0)
+		*(ck *)a[3] = a[2];
 	if (after && action >= LOSE_SESSION && action <= LOGOUT)
 		lose(action, n, a);
 	if (now && !acted && action != HANG && r->left >= 0) // it is still to come
