@@ -277,7 +277,7 @@ func (t *Token) disconnect() {
 	for _, s := range t.sessions {
 		s.forget() // they end with the initialisation, or did before
 	}
-	t.orphans.forget()
+	t.orphans.forget(t)
 	conn := t.conn
 	t.conn = nil
 	t.module.users--
