@@ -237,7 +237,7 @@ static ulong_t pass(int n, ulong_t *a)
 	if (action == SHORTEN || action == LENGTHEN)
 		acted = rv == 0 && resize(n, a, action);
 	if (action == REPEAT && n == FindObjects && rv == 0)
-		*(ck *)a[3] = a[2];
+		*(ulong_t *)a[3] = a[2];
 	if (after && action >= LOSE_SESSION && action <= LOGOUT)
 		lose(action, n, a);
 	if (now && !acted && action != HANG && r->left >= 0) // it is still to come
