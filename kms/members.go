@@ -169,6 +169,10 @@ func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
 // lost, and that with it. One that was removed as lost and has turned up is the
 // last to have it, and is not emptied either.
 func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) error {
+	return m.exclusively(ctx, func() error { return m.remove(ctx, serial, lost) })
+}
+
+func (m *DomainMembers) remove(ctx context.Context, serial string, lost bool) error {
 	g, err := m.lead(ctx, serial)
 	if err != nil {
 		return err

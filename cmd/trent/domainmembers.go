@@ -269,7 +269,7 @@ func (c *domainFingerprintCmd) Run(ctx context.Context) error {
 	if err := m.Members[0].Err; err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
-	public, err := m.Members[0].Domain.EnrolmentKey(ctx, uint32(c.Generation)) // #nosec G115 -- Validate's
+	public, err := m.EnrolmentKey(ctx, m.Members[0], uint32(c.Generation)) // #nosec G115 -- Validate's
 	if err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
