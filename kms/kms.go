@@ -73,6 +73,7 @@ type Service struct {
 	usages  *usages
 
 	succession *succession
+	cursors    cursors
 	grantLanes [grantLaneCount]chan struct{}
 }
 
