@@ -38,6 +38,9 @@ func (m *DomainMembers) RenewAccessKey(ctx context.Context, by MemberAtHand, id 
 
 func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, show func(accessKeyID string, secret []byte) error) error {
 	old, user, all, err := m.accessKey(ctx, id)
+	if tampered := (*store.ErrTampered)(nil); errors.As(err, &tampered) {
+		return fmt.Errorf("the member whose security officer's PIN was given, which alone verifies this, finds that %w. If the member came later than the row was sealed, nobody did: wait until `trent domain status` counts no ROWS under earlier generations, or name a member that has them with --member", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
@@ -98,5 +101,48 @@ func TestLastUsefulAccessKey(t *testing.T) {
 	}
 	if err := m.DeleteAccessKey(t.Context(), lost.ID); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestAdministratorsNewAccessKey: a host that serves shows that one was made,
+// whoever made it.
+func TestAdministratorsNewAccessKey(t *testing.T) {
+	f := newFleet(t)
+	s := f.host(t, "a")
+	ctx, stop := context.WithCancel(t.Context())
+	var following sync.WaitGroup
+	following.Go(func() { s.cache.follow(ctx, 10*time.Millisecond, func(err error) { t.Error(err) }) })
+	defer following.Wait()
+	defer stop()
+	newest := func() float64 {
+		var m dto.Metric
+		if err := s.administrators.newest.Write(&m); err != nil {
+			t.Fatal(err)
+		}
+		return m.GetGauge().GetValue()
+	}
+	shows := func(since float64) {
+		t.Helper()
+		for end := time.Now().Add(5 * time.Second); newest() <= since; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the newest access key of an administrator is still of %f", since)
+			}
+		}
+	}
+	shows(0)
+	first := newest()
+	m := f.officer(t, "b", func() {})
+	made := ""
+	show := func(id string, _ []byte) error { made = id; return nil }
+	if err := m.RenewAccessKey(t.Context(), m.Members[0], f.admin, show); err != nil {
+		t.Fatal(err)
+	}
+	shows(first)
+	if err := m.DeleteAccessKey(t.Context(), made); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if newest() <= first {
+		t.Error("one that was made and deleted is forgotten")
 	}
 }

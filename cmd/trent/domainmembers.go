@@ -293,7 +293,7 @@ type domainRemoveMemberCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*domainRemoveMemberCmd) Help() string {
-	return `It refuses while a key, a row or the audit log needs a generation that no other member at hand holds: give those that hold it a [[hsm-member]] table. What the token holds of the domain is destroyed if the token can be reached.
+	return `It refuses while a key, a row or the audit log needs a generation that no other member at hand holds: give those that hold it a [[hsm-member]] table; and while keys would be left on one token without a confirmed backup. What the token holds of the domain is destroyed if the token can be reached.
 
 With --lost it removes a member that cannot be reached and never will be: what only it could use stays lost, and the seals of audit records that only it could verify can be verified no more. Until such a member is removed no other can be enrolled.
 
