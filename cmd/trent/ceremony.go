@@ -166,6 +166,9 @@ func (s ceremony) present() error {
 	if err := s.agree("At least two people are present, and both can see this screen."); err != nil {
 		return err
 	}
+	if err := s.fact("in the audit log this process is %s and the operator is %s", s.cfg.host, s.cfg.operator); err != nil {
+		return err
+	}
 	if err := s.begin("The programs"); err != nil {
 		return err
 	}

@@ -222,16 +222,16 @@ func (m *membersSession) enrol(ctx context.Context, fingerprints []string) error
 	if err := m.Enrol(ctx, fingerprints); err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
-	m.log.Info("a member that was enrolled now serves only keys made from now on, and older ones once they are rotated: " +
+	m.Progress("a member that was enrolled now serves only keys made from now on, and older ones once they are rotated: " +
 		"the locked profile leaves what older generations wrap on the members that hold those, which must stay")
-	m.log.Info("add the member's [[hsm-member]] table to every host and restart it")
+	m.Progress("add the member's [[hsm-member]] table to every host and restart it")
 	_, all, err := m.DB.DomainGenerations(ctx)
 	if err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
 	dependences, err := kms.Dependences(ctx, m.DB, all)
 	for _, d := range dependences {
-		m.log.Warn(d.String())
+		m.Progress(d.String())
 	}
 	return err //nolint:wrapcheck // says it all
 }
