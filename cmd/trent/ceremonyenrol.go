@@ -42,7 +42,7 @@ func (s ceremony) enrol(ctx context.Context, m *membersSession) error {
 			return err
 		}
 		// All of it: pairs whose fingerprints end alike are made in minutes.
-		return s.compare(fmt.Sprintf("the fingerprint of member %s", each.Name), fingerprint,
+		return s.compared(fmt.Sprintf("the fingerprint of member %s", each.Name), fingerprint,
 			fmt.Sprintf("another machine: trent domain fingerprint --generation %d --member %s", generation, each.Name), len(fingerprint))
 	})
 	if err != nil {
