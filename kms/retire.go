@@ -50,6 +50,10 @@ func (m *DomainMembers) retire(ctx context.Context, number int64, retention time
 		if which, err = g.of(number); err != nil {
 			return err
 		}
+		// Again: a host that does not follow may have wrapped a key meanwhile.
+		if keepMAC, err = m.retirable(ctx, which, retention); err != nil {
+			return err
+		}
 	}
 	done, undone, fault := m.destroy(ctx, uint32(number), keepMAC) // #nosec G115 -- ours
 	return errors.Join(m.destroyed(ctx, g, which, keepMAC, append(done, gone...), undone, gone), fault)

@@ -94,7 +94,7 @@ func (s *Service) succeed(ctx context.Context) error {
 	for _, g := range all {
 		if uint32(g.Number) == active { // #nosec G115 -- ours
 			to = g.Profile
-		} else if g.State == store.GenerationSuperseded && g.Profile == string(hsm.Trusted) {
+		} else if (g.State == store.GenerationSuperseded || g.State == store.GenerationRetiring) && g.Profile == string(hsm.Trusted) {
 			from = append(from, uint32(g.Number)) // #nosec G115 -- as above
 		}
 	}
