@@ -72,8 +72,10 @@ type Service struct {
 	budgets *budgets
 	usages  *usages
 
-	succession *succession
-	grantLanes [grantLaneCount]chan struct{}
+	succession     *succession
+	administrators *administrators
+	cursors        cursors
+	grantLanes     [grantLaneCount]chan struct{}
 }
 
 // New returns a Service. It starts nothing; see Run.
@@ -100,6 +102,10 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	administrators, err := newAdministrators(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
 	cache, err := newCache(cfg.DB, cfg.Domain, cfg.Metrics)
 	if err != nil {
 		return nil, fmt.Errorf("making caches: %w", err)
@@ -115,9 +121,11 @@ func New(cfg Config) (*Service, error) {
 		budgets: newBudgets(cfg.DB, cfg.Logger, cfg.Metrics),
 		usages:  newUsages(cfg.DB),
 
-		succession: succession,
+		succession:     succession,
+		administrators: administrators,
 	}
 	s.cache.regenerate = s.FollowGenerations
+	s.cache.newAccessKeys = s.noticeAdministrators
 	s.budgets.renew = s.renew
 	for i := range s.grantLanes {
 		s.grantLanes[i] = make(chan struct{}, 1)

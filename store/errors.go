@@ -37,6 +37,8 @@ var (
 	ErrHostTaken = errors.New("another live process writes audit records as this host")
 	// ErrInitRunning says that another process is setting the database up.
 	ErrInitRunning = errors.New("another trent init is running: wait until it has ended")
+	// ErrDomainBusy says that another process is changing what tokens hold.
+	ErrDomainBusy = errors.New("another `trent domain` or `trent ceremony` is making or destroying keys on the tokens: wait until it has ended, look at `trent domain status`, then run this again")
 	// ErrUnavailable says that Postgres was not reached, or went away.
 	ErrUnavailable = errors.New("Postgres is not available")
 	// ErrInDoubt says that the connection was lost while the transaction was
