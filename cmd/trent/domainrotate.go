@@ -124,9 +124,9 @@ func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bo
 // makeTrustedKeys has the security officer make a generation's domain keys,
 // while no other process does.
 func (c domainConfig) makeTrustedKeys(ctx context.Context, pin hsm.PIN, id hsm.DomainID, number uint32) error {
-	db, err := store.Open(ctx, c.store)
+	db, err := openDatabase(ctx, c.store)
 	if err != nil {
-		return fmt.Errorf("opening the database: %w", err)
+		return err
 	}
 	defer db.Close()
 	release, err := db.LockDomain(ctx)
