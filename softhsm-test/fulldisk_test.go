@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 
+	"github.com/trent-kms/trent/internal/softhsm"
 	"github.com/trent-kms/trent/internal/testenv"
 )
 
@@ -29,18 +31,8 @@ func TestFullDisk(t *testing.T) {
 	s := d.serve(t)
 	c := newClient(d.url, d.admin, http.DefaultTransport)
 	key := createKey(t, c)
-	var sealed [][]byte
 	disk.Fill(t)
-	for n := 0; err == nil || n == 0; n++ {
-		if n > 2000 {
-			t.Fatal("2000 calls were recorded on a full disk")
-		}
-		var answer *kms.EncryptOutput
-		answer, err = c.Encrypt(context.Background(), &kms.EncryptInput{KeyId: key.KeyId, Plaintext: fmt.Appendf(nil, "%d", n)})
-		if err == nil {
-			sealed = append(sealed, answer.CiphertextBlob)
-		}
-	}
+	sealed, err := encryptUntilRefused(t, c, key.KeyId)
 	wantCode(t, err, "DependencyTimeoutException", "The database is not available now.")
 	if _, err := c.CreateKey(context.Background(), nil); err == nil {
 		t.Error("a key was made, and could not be recorded")
@@ -63,4 +55,41 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("keys: %v, %v", all, err)
 	}
 	d.wantChains(t)
+}
+
+// encryptUntilRefused encrypts numbers, and returns what succeeded and the error
+// that ended it.
+func encryptUntilRefused(t *testing.T, c *kms.Client, keyID *string) (sealed [][]byte, refused error) {
+	t.Helper()
+	for len(sealed) < 2000 {
+		answer, err := c.Encrypt(context.Background(), &kms.EncryptInput{KeyId: keyID, Plaintext: fmt.Append(nil, len(sealed))})
+		if err != nil {
+			return sealed, err
+		}
+		sealed = append(sealed, answer.CiphertextBlob)
+	}
+	t.Fatal("2000 calls were recorded on a full disk")
+	return nil, nil
+}
+
+// The same for the token of a SoftHSM: init is run again once there is room.
+func TestFullDiskOfTheToken(t *testing.T) {
+	disk := testenv.SmallDisk(t)
+	d := prepare(t, testenv.Postgres(t))
+	d.endWith(t)
+	folder := must(softhsm.Open(filepath.Join(disk.Dir, "token")))(t)
+	if err := folder.InitToken(context.Background(), d.label, []byte(officerPIN), []byte(userPIN)); err != nil {
+		t.Fatal(err)
+	}
+	d.conf = folder.Conf
+	disk.Fill(t)
+	out, err := d.tryInitialise(t)
+	if err == nil || !strings.Contains(out, "is its disk full?") || !strings.Contains(out, "run trent init again") {
+		t.Errorf("init: %v\n%s", err, out)
+	}
+	disk.Free(t)
+	d.initialise(t)
+	d.serve(t)
+	c := d.client(t)
+	encrypt(t, c, *createKey(t, c).KeyId, marker, nil)
 }

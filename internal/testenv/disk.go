@@ -17,11 +17,12 @@ import (
 const smallDisk = "size=128m"
 
 // A Disk is a file system that a test can fill.
-type Disk struct{ dir string }
+type Disk struct {
+	Dir string // where it is mounted
+}
 
-// PostgresOnDisk runs a server for this test alone whose folder is a small file
-// system. To mount one takes root's rights.
-func PostgresOnDisk(t testing.TB) (*pgcluster.Cluster, Disk) {
+// SmallDisk mounts a file system for this test alone, which takes root's rights.
+func SmallDisk(t testing.TB) Disk {
 	t.Helper()
 	dir, err := scratch()
 	need(t, err)
@@ -31,15 +32,23 @@ func PostgresOnDisk(t testing.TB) (*pgcluster.Cluster, Disk) {
 	}
 	need(t, err)
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: dir, Unsynced: true})
-	need(t, err)
-	t.Cleanup(func() { _ = cluster.Stop() })
-	return cluster, Disk{dir}
+	return Disk{dir}
 }
 
-func (d Disk) ballast() string { return filepath.Join(d.dir, "ballast") }
+// PostgresOnDisk runs a server for this test alone whose folder is a small
+// disk.
+func PostgresOnDisk(t testing.TB) (*pgcluster.Cluster, Disk) {
+	t.Helper()
+	disk := SmallDisk(t)
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	cluster, err := pgcluster.Start(ctx, pgcluster.Config{Dir: disk.Dir, Unsynced: true})
+	need(t, err)
+	t.Cleanup(func() { _ = cluster.Stop() })
+	return cluster, disk
+}
+
+func (d Disk) ballast() string { return filepath.Join(d.Dir, "ballast") }
 
 // Fill leaves no byte free.
 func (d Disk) Fill(t testing.TB) {
