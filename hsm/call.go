@@ -141,7 +141,7 @@ func (d *Member) do(ctx context.Context, c *call, r *reply) (err error) {
 	return err
 }
 
-// doSeldom has what makes keys or concerns the token.
+// doSeldom has what makes keys, and what else is done with one seldom.
 func (d *Member) doSeldom(ctx context.Context, c *call, r *reply) (err error) {
 	switch c.op {
 	case callGenerateAES:
@@ -173,6 +173,17 @@ func (d *Member) doSeldom(ctx context.Context, c *call, r *reply) (err error) {
 		err = d.SupportsImport(c.name, c.second, c.use)
 	case callForget:
 		d.Forget(c.ekt)
+	case callRewrap:
+		r.ekt, err = d.Rewrap(ctx, c.ekt, c.number)
+	default:
+		err = d.doToken(ctx, c, r)
+	}
+	return err
+}
+
+// doToken has what concerns the token and the generations that it holds.
+func (d *Member) doToken(ctx context.Context, c *call, r *reply) (err error) {
+	switch c.op {
 	case callMarkActive:
 		err = d.MarkActive(ctx)
 	case callPing:
@@ -181,8 +192,6 @@ func (d *Member) doSeldom(ctx context.Context, c *call, r *reply) (err error) {
 		d.t.cfg.PIN.refuse()
 	case callInfo:
 		err = r.describe(d.t.Info())
-	case callRewrap:
-		r.ekt, err = d.Rewrap(ctx, c.ekt, c.number)
 	case callSetActive:
 		err = d.SetActive(ctx, c.number)
 	case callGenerations:

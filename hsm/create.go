@@ -92,21 +92,21 @@ func (t *Token) createGeneration(ctx context.Context, id DomainID, number uint32
 		return err
 	}
 	for _, c := range keyClasses {
-		make := func() error { return t.makeDomainKey(id, number, c, c.pinned(ways[c])) }
-		if err := t.ensureObject(ctx, id.label(domainKeyRole(c), number), make); err != nil {
+		create := func() error { return t.makeDomainKey(id, number, c, c.pinned(ways[c])) }
+		if err := t.ensureObject(ctx, id.label(domainKeyRole(c), number), create); err != nil {
 			return fmt.Errorf("making the %s domain key: %w", c, err)
 		}
 		failpoint.Hit(point + "domainkey." + c.String())
 	}
-	make := func() error { return t.makeMACKey(id, number) }
-	if err := t.ensureObject(ctx, id.label(macRole, number), make); err != nil {
+	create := func() error { return t.makeMACKey(id, number) }
+	if err := t.ensureObject(ctx, id.label(macRole, number), create); err != nil {
 		return fmt.Errorf("making the MAC key: %w", err)
 	}
 	failpoint.Hit(point + "mackey")
 	return nil
 }
 
-func (t *Token) ensureObject(ctx context.Context, label string, make func() error) error {
+func (t *Token) ensureObject(ctx context.Context, label string, create func() error) error {
 	find := func(s *session) error {
 		_, err := s.findOne(label)
 		return err
@@ -115,7 +115,7 @@ func (t *Token) ensureObject(ctx context.Context, label string, make func() erro
 	if !errors.Is(err, errNotFound) {
 		return err
 	}
-	return make()
+	return create()
 }
 
 func (t *Token) makeDomainKey(id DomainID, number uint32, c keyClass, by []uint) error {

@@ -1,7 +1,6 @@
 package hsm
 
 import (
-	"bytes"
 	"context"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -296,8 +295,8 @@ func (t *Token) onMakerRetrying(ctx context.Context, f func(*session) error) err
 
 // SameFingerprint compares what people may have written with spaces or capitals.
 func SameFingerprint(a, b string) bool {
-	plain := func(s string) []byte {
-		return []byte(strings.ToLower(strings.NewReplacer("-", "", " ", "", ":", "").Replace(s)))
+	plain := func(s string) string {
+		return strings.ToLower(strings.NewReplacer("-", "", " ", "", ":", "").Replace(s))
 	}
-	return bytes.Equal(plain(a), plain(b))
+	return plain(a) == plain(b)
 }

@@ -15,12 +15,18 @@ import (
 )
 
 // newMembers makes a domain on the first of n tokens. The others hold nothing.
-func newMembers(t *testing.T, n int) (members []*Member) {
+func newMembers(t *testing.T, n int) []*Member {
 	t.Helper()
 	var configs []Config
 	for range n {
 		configs = append(configs, testConfig(t)) // before the library sees any
 	}
+	return newMembersOn(t, configs...)
+}
+
+// newMembersOn makes a domain on the first of the configured tokens.
+func newMembersOn(t *testing.T, configs ...Config) (members []*Member) {
+	t.Helper()
 	for i, cfg := range configs {
 		token := openToken(t, cfg)
 		if i == 0 {
@@ -37,11 +43,9 @@ func newMembers(t *testing.T, n int) (members []*Member) {
 	return members
 }
 
-// enrolled makes generation 2 on all members, the first of which makes it, and
-// leaves the enrolment keys in place.
-func enrolled(t *testing.T, members ...*Member) Shared {
+// enrolmentKeys makes those for generation 2, and returns their public halves.
+func enrolmentKeys(t *testing.T, members ...*Member) (publicKeys [][]byte) {
 	t.Helper()
-	var publicKeys [][]byte
 	for _, m := range members {
 		public, err := m.EnrolmentKey(t.Context(), 2)
 		if err != nil {
@@ -49,7 +53,14 @@ func enrolled(t *testing.T, members ...*Member) Shared {
 		}
 		publicKeys = append(publicKeys, public)
 	}
-	made, err := members[0].MakeShared(t.Context(), 2, publicKeys)
+	return publicKeys
+}
+
+// enrolled makes generation 2 on all members, the first of which makes it, and
+// leaves the enrolment keys in place.
+func enrolled(t *testing.T, members ...*Member) Shared {
+	t.Helper()
+	made, err := members[0].MakeShared(t.Context(), 2, enrolmentKeys(t, members...))
 	if err != nil {
 		t.Fatal(err)
 	}

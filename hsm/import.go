@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"slices"
@@ -111,13 +110,9 @@ func (d *Member) tryImport(algorithm string) error {
 	if err != nil {
 		return err
 	}
-	key, err := x509.ParsePKIXPublicKey(spki)
+	public, err := readRSA(spki)
 	if err != nil {
-		return fmt.Errorf("reading the public key: %w", err)
-	}
-	public, ok := key.(*rsa.PublicKey)
-	if !ok {
-		return errPairwise
+		return err
 	}
 	wrapped, err := rsa.EncryptOAEP(oaep[algorithm].New(), rand.Reader, public, proofDigest, nil)
 	if err != nil {

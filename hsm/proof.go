@@ -107,11 +107,18 @@ func errUnproved(g *generationKeys, role string) error {
 		ErrDomainConflict, role, g.Number)
 }
 
+func (g *generationKeys) readProof() (text proofText, err error) {
+	if json.Unmarshal([]byte(g.proof), &text) != nil {
+		return text, fmt.Errorf("%w: the proof of generation %d cannot be read: restore the database from a backup", ErrDomainConflict, g.Number)
+	}
+	return text, nil
+}
+
 // checkMAC demands that the MAC key is the proved one.
 func (s *session) checkMAC(id DomainID, g *generationKeys) error {
-	var text proofText
-	if err := json.Unmarshal([]byte(g.proof), &text); err != nil {
-		return fmt.Errorf("%w: the proof of generation %d cannot be read: restore the database from a backup", ErrDomainConflict, g.Number)
+	text, err := g.readProof()
+	if err != nil {
+		return err
 	}
 	mac, err := s.proofMAC(id, g)
 	if err == nil && !hmac.Equal(mac, text.MAC) {
@@ -122,9 +129,9 @@ func (s *session) checkMAC(id DomainID, g *generationKeys) error {
 
 // checkDomainKeys demands that the domain keys are the proved ones.
 func (s *session) checkDomainKeys(g *generationKeys, p probe) error {
-	var text proofText
-	if err := json.Unmarshal([]byte(g.proof), &text); err != nil {
-		return fmt.Errorf("%w: the proof of generation %d cannot be read: restore the database from a backup", ErrDomainConflict, g.Number)
+	text, err := g.readProof()
+	if err != nil {
+		return err
 	}
 	keys := g.alone(s.t.epoch.Load(), p)
 	for _, c := range keyClasses {

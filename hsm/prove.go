@@ -118,14 +118,23 @@ func (c *curve) ecdh() ecdh.Curve {
 	return nil
 }
 
-func (s *session) proveDecryption(private pkcs11.ObjectHandle, spki []byte) error {
+// readRSA reads the public key that the device shows of an RSA key pair.
+func readRSA(spki []byte) (*rsa.PublicKey, error) {
 	key, err := x509.ParsePKIXPublicKey(spki)
 	if err != nil {
-		return fmt.Errorf("reading the public key: %w", err)
+		return nil, fmt.Errorf("reading the public key: %w", err)
 	}
 	public, ok := key.(*rsa.PublicKey)
 	if !ok {
-		return errPairwise
+		return nil, errPairwise
+	}
+	return public, nil
+}
+
+func (s *session) proveDecryption(private pkcs11.ObjectHandle, spki []byte) error {
+	public, err := readRSA(spki)
+	if err != nil {
+		return err
 	}
 	sealed, err := rsa.EncryptOAEP(sha1.New(), rand.Reader, public, proofDigest, nil) //nolint:gosec // as above
 	if err != nil {

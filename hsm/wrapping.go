@@ -47,7 +47,7 @@ type wrapMechanism struct {
 // wrapMechanisms are in the order in which devices are tried. An EKT with any
 // other is refused. CKM_AES_KEY_WRAP_PAD is RFC 5649 on some devices, and
 // RFC 3394 after PKCS #7 padding on others, as PKCS#11 v2.40 may be read: in
-// an EKT it is the former, and no device of the latter kind is let use it.
+// an EKT it is the former, and no device of the latter kind may use it.
 var wrapMechanisms = []wrapMechanism{
 	{pkcs11.CKM_AES_KEY_WRAP, formKW},
 	{ckmLunaKW, formKW},

@@ -239,25 +239,6 @@ func TestForeignMechanisms(t *testing.T) {
 	}
 }
 
-// mixed makes a member of each device, the first of which has a domain.
-func mixed(t *testing.T, configs ...Config) (members []*Member) {
-	t.Helper()
-	for i, cfg := range configs {
-		token := openToken(t, cfg)
-		if i == 0 {
-			if err := token.CreateDomain(t.Context(), testDomain); err != nil {
-				t.Fatal(err)
-			}
-		}
-		m, err := token.openMember(t.Context(), testDomain, nil, true)
-		if err != nil {
-			t.Fatal(err)
-		}
-		members = append(members, m)
-	}
-	return members
-}
-
 // TestMixedMembers: members that have other numbers for the same, and members
 // one of which makes what the other can open, open each other's keys.
 func TestMixedMembers(t *testing.T) {
@@ -277,7 +258,7 @@ func TestMixedMembers(t *testing.T) {
 				}
 				configs = append(configs, cfg)
 			}
-			members := mixed(t, configs...)
+			members := newMembersOn(t, configs...)
 			made := enrolled(t, members...)
 			for i, m := range members {
 				if err := m.SetProofs(t.Context(), Proofs{2: made.Proof}); err != nil {
@@ -310,16 +291,8 @@ func TestMixedMembers(t *testing.T) {
 func TestMemberWithoutTheForm(t *testing.T) {
 	plain, other := testConfig(t), testConfig(t)
 	other.Module = wrapshim.New(t, other.Module, onlyKWP)
-	members := mixed(t, plain, other)
-	var publicKeys [][]byte
-	for _, m := range members {
-		public, err := m.EnrolmentKey(t.Context(), 2)
-		if err != nil {
-			t.Fatal(err)
-		}
-		publicKeys = append(publicKeys, public)
-	}
-	made, err := members[0].MakeShared(t.Context(), 2, publicKeys)
+	members := newMembersOn(t, plain, other)
+	made, err := members[0].MakeShared(t.Context(), 2, enrolmentKeys(t, members...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -137,7 +137,7 @@ func (s *session) tryRoundTrip(way wrapWay, wrapper pkcs11.ObjectHandle, answere
 	if err := s.sameMAC(sign, key, object); err != nil || answered || way.class == classAES {
 		return err
 	}
-	return s.opensByNone(wrapMechanisms, way, wrapper, wrapped, size, template)
+	return s.opensByNone(way, wrapper, wrapped, size, template)
 }
 
 // sameMAC demands that two keys compute the same.
@@ -158,15 +158,16 @@ func (s *session) sameMAC(mechanism uint, a, b pkcs11.ObjectHandle) error {
 }
 
 // opensByNone demands that no mechanism of another form opens what way wrapped.
-func (s *session) opensByNone(others []wrapMechanism, way wrapWay, wrapper pkcs11.ObjectHandle, wrapped []byte, size int, template []*pkcs11.Attribute) error {
-	for _, other := range others {
+func (s *session) opensByNone(way wrapWay, wrapper pkcs11.ObjectHandle, wrapped []byte, size int, template []*pkcs11.Attribute) error {
+	for _, other := range wrapMechanisms {
 		if other.form == way.class.formOf(way.mechanism) {
 			continue
 		}
-		if offered, err := s.offers(other.number); err != nil || !offered {
-			if err != nil {
-				return err
-			}
+		offered, err := s.offers(other.number)
+		if err != nil {
+			return err
+		}
+		if !offered {
 			continue
 		}
 		object, err := s.unwrapLength(wrapWay{way.class, other.number}, wrapper, wrapped, size, template)

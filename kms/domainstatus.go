@@ -47,16 +47,7 @@ func (a *DomainAdmin) Status(ctx context.Context) ([]GenerationStatus, error) {
 	}
 	onToken := map[int64]string{}
 	for _, h := range held {
-		switch {
-		case h.Whole && h.Public:
-			onToken[int64(h.Number)] = "whole, as public objects: for tests only"
-		case h.Whole:
-			onToken[int64(h.Number)] = "whole"
-		case h.Retired:
-			onToken[int64(h.Number)] = "MAC key"
-		default:
-			onToken[int64(h.Number)] = h.Why
-		}
+		onToken[int64(h.Number)] = wholeness(h)
 	}
 	var all []GenerationStatus
 	for _, row := range g.all {
@@ -79,6 +70,18 @@ func (a *DomainAdmin) Status(ctx context.Context) ([]GenerationStatus, error) {
 		}
 	}
 	return all, nil
+}
+
+func wholeness(h hsm.Generation) string {
+	switch {
+	case h.Whole && h.Public:
+		return "whole, as public objects: for tests only"
+	case h.Whole:
+		return "whole"
+	case h.Retired:
+		return "MAC key"
+	}
+	return h.Why
 }
 
 // Settled says whether the background work has nothing left to do: nothing

@@ -12,9 +12,6 @@ import (
 	"github.com/trent-kms/trent/store"
 )
 
-// ErrFingerprint means that a fingerprint is not that of a member's key.
-var ErrFingerprint = errors.New("wrong fingerprint")
-
 // Enrol makes a generation that all members at hand hold, and activates it.
 // confirmed are the fingerprints of their enrolment keys, as people have read
 // them; while one is missing it makes and shows the keys, and nothing else. It
@@ -156,8 +153,8 @@ func (m *DomainMembers) compare(ctx context.Context, number int64, confirmed []s
 		open = left
 	}
 	if len(open) > 0 {
-		return nil, fmt.Errorf("%w: %s is no member's: either it was mistyped, or for an earlier attempt, or somebody shows you another key than the token's; nothing was made",
-			ErrFingerprint, strings.Join(open, ", "))
+		return nil, fmt.Errorf("wrong fingerprint: %s is no member's: either it was mistyped, or for an earlier attempt, or somebody shows you another key than the token's; nothing was made",
+			strings.Join(open, ", "))
 	}
 	if len(missing) > 0 {
 		return nil, notYet("read the fingerprints of %s on another machine that reaches the token (`trent domain fingerprint --generation %d --member NAME`), compare them with those above, then run this again with --fingerprint for each member",

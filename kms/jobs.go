@@ -60,21 +60,10 @@ func (s *Service) Run(ctx context.Context) error {
 		Logger:  slog.New(quieter{s.log.Handler()}),
 		Queues:  map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}, successionQueue: {MaxWorkers: 1}},
 		Workers: workers,
-		PeriodicJobs: []*river.PeriodicJob{river.NewPeriodicJob(
-			river.PeriodicInterval(s.cfg.SweepInterval),
-			func() (river.JobArgs, *river.InsertOpts) {
-				// One at a time; a failed sweep is not worth a retry, the
-				// next one is near.
-				return sweepArgs{}, &river.InsertOpts{MaxAttempts: 1, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
-			},
-			&river.PeriodicJobOpts{RunOnStart: true},
-		), river.NewPeriodicJob(
-			river.PeriodicInterval(s.cfg.SweepInterval),
-			func() (river.JobArgs, *river.InsertOpts) {
-				return successionArgs{}, &river.InsertOpts{MaxAttempts: 1, Queue: successionQueue, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
-			},
-			&river.PeriodicJobOpts{RunOnStart: true},
-		)},
+		PeriodicJobs: []*river.PeriodicJob{
+			s.periodic(sweepArgs{}, river.QueueDefault),
+			s.periodic(successionArgs{}, successionQueue),
+		},
 		CompletedJobRetentionPeriod: time.Hour,
 		DiscardedJobRetentionPeriod: 24 * time.Hour,
 	})
@@ -107,6 +96,18 @@ func (s *Service) Run(ctx context.Context) error {
 		return fmt.Errorf("stopping background jobs: %w", err)
 	}
 	return nil
+}
+
+// periodic runs args every SweepInterval, one at a time. A run that failed is
+// not worth a retry: the next one is near.
+func (s *Service) periodic(args river.JobArgs, queue string) *river.PeriodicJob {
+	return river.NewPeriodicJob(
+		river.PeriodicInterval(s.cfg.SweepInterval),
+		func() (river.JobArgs, *river.InsertOpts) {
+			return args, &river.InsertOpts{MaxAttempts: 1, Queue: queue, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
+		},
+		&river.PeriodicJobOpts{RunOnStart: true},
+	)
 }
 
 // quieter keeps River's routine messages out of the log: only warnings and

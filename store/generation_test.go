@@ -11,7 +11,7 @@ import (
 )
 
 // activeDeployment writes a deployment that is set up.
-func activeDeployment(t *testing.T, db *DB) Deployment {
+func activeDeployment(t *testing.T, db *DB) {
 	t.Helper()
 	d := Deployment{ID: testDeployment, Account: "111122223333", Partition: "aws", Created: time.Now()}
 	if err := db.InsertDeployment(t.Context(), d); err != nil {
@@ -19,7 +19,6 @@ func activeDeployment(t *testing.T, db *DB) Deployment {
 	}
 	d.State, d.Version = StateActive, 1
 	must(t, db, func(c *Change) error { return c.UpdateDeployment(t.Context(), d) })
-	return d
 }
 
 func TestGenerations(t *testing.T) {

@@ -39,18 +39,38 @@ type transcriptFlag struct {
 }
 
 // conducted runs a ceremony from the terminal.
-func (f transcriptFlag) conducted(ctx context.Context, do func(t *transcript) error) error {
+func (f transcriptFlag) conducted(ctx context.Context, s ceremony, do func(s ceremony) error) error {
 	t, err := openTranscript(ctx, f.Transcript, os.Stdin, os.Stdout)
 	if err != nil {
 		return err
 	}
-	return t.close(do(t))
+	s.transcript = t
+	return t.close(do(s))
+}
+
+// ceremonySettings are those of every ceremony but a rehearsal.
+type ceremonySettings struct {
+	domainSettings
+	transcriptFlag
+}
+
+// hold runs a ceremony, once it is written down who is there.
+func (c *ceremonySettings) hold(ctx context.Context, do func(s ceremony) error) error {
+	cfg, err := c.config()
+	if err != nil {
+		return err
+	}
+	return c.conducted(ctx, ceremony{cfg: cfg}, func(s ceremony) error {
+		if err := s.present(); err != nil {
+			return err
+		}
+		return do(s)
+	})
 }
 
 type ceremonySetupCmd struct {
 	deploymentSettings
-	domainSettings
-	transcriptFlag
+	ceremonySettings
 	Admin       string `env:"TRENT_ADMIN" default:"admin" help:"User name of the first administrator."`
 	Credentials string `required:"" env:"TRENT_CREDENTIALS" placeholder:"FILE" type:"path" help:"Write the administrator's access key to this file (mode 0600)."`
 }
@@ -75,20 +95,12 @@ func (c *ceremonySetupCmd) Validate() error {
 
 // Run holds the ceremony.
 func (c *ceremonySetupCmd) Run(ctx context.Context) error {
-	cfg, err := c.config()
-	if err != nil {
-		return err
-	}
-	return c.conducted(ctx, func(t *transcript) error {
-		s := ceremony{transcript: t, cfg: cfg}
+	return c.hold(ctx, func(s ceremony) error {
 		return s.setup(ctx, c.deploymentSettings, c.Admin, c.Credentials)
 	})
 }
 
-type ceremonyBackupCmd struct {
-	domainSettings
-	transcriptFlag
-}
+type ceremonyBackupCmd struct{ ceremonySettings }
 
 // Help implements kong.HelpProvider.
 func (*ceremonyBackupCmd) Help() string {
@@ -101,23 +113,10 @@ Example:
 
 // Run holds the ceremony.
 func (c *ceremonyBackupCmd) Run(ctx context.Context) error {
-	cfg, err := c.config()
-	if err != nil {
-		return err
-	}
-	return c.conducted(ctx, func(t *transcript) error {
-		s := ceremony{transcript: t, cfg: cfg}
-		if err := s.present(); err != nil {
-			return err
-		}
-		return s.backup(ctx)
-	})
+	return c.hold(ctx, func(s ceremony) error { return s.backup(ctx) })
 }
 
-type ceremonyRecoveryCmd struct {
-	domainSettings
-	transcriptFlag
-}
+type ceremonyRecoveryCmd struct{ ceremonySettings }
 
 // Help implements kong.HelpProvider.
 func (*ceremonyRecoveryCmd) Help() string {
@@ -130,17 +129,7 @@ Example:
 
 // Run holds the ceremony.
 func (c *ceremonyRecoveryCmd) Run(ctx context.Context) error {
-	cfg, err := c.config()
-	if err != nil {
-		return err
-	}
-	return c.conducted(ctx, func(t *transcript) error {
-		s := ceremony{transcript: t, cfg: cfg}
-		if err := s.present(); err != nil {
-			return err
-		}
-		return s.recovery(ctx)
-	})
+	return c.hold(ctx, func(s ceremony) error { return s.recovery(ctx) })
 }
 
 // ceremony is one in progress.
@@ -210,9 +199,6 @@ func fileDigest(path string) (string, error) {
 }
 
 func (s ceremony) setup(ctx context.Context, d deploymentSettings, admin, credentials string) error {
-	if err := s.present(); err != nil {
-		return err
-	}
 	if err := setEnvironment(s.cfg.environment); err != nil {
 		return err
 	}
@@ -264,7 +250,7 @@ func (s ceremony) token(ctx context.Context) error {
 }
 
 func (s ceremony) backup(ctx context.Context) error {
-	return s.on(ctx, func(d *domainSession) error {
+	return s.cfg.on(ctx, func(d *domainSession) error {
 		if err := s.begin("The generations of the domain keys"); err != nil {
 			return err
 		}
@@ -302,10 +288,6 @@ func (s ceremony) backup(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-func (s ceremony) on(ctx context.Context, f func(*domainSession) error) error {
-	return s.cfg.on(ctx, f)
 }
 
 // generations records what there is.

@@ -10,10 +10,7 @@ import (
 	"github.com/trent-kms/trent/kms"
 )
 
-type ceremonyEnrolCmd struct {
-	domainSettings
-	transcriptFlag
-}
+type ceremonyEnrolCmd struct{ ceremonySettings }
 
 // Help implements kong.HelpProvider.
 func (*ceremonyEnrolCmd) Help() string {
@@ -26,21 +23,8 @@ Example:
 
 // Run holds the ceremony.
 func (c *ceremonyEnrolCmd) Run(ctx context.Context) error {
-	cfg, err := c.config()
-	if err != nil {
-		return err
-	}
-	return c.conducted(ctx, func(t *transcript) error {
-		s := ceremony{transcript: t, cfg: cfg}
-		if err := s.present(); err != nil {
-			return err
-		}
-		m, err := cfg.openMembers(ctx)
-		if err != nil {
-			return err
-		}
-		defer m.close()
-		return s.enrol(ctx, m)
+	return c.hold(ctx, func(s ceremony) error {
+		return s.cfg.onMembers(ctx, func(m *membersSession) error { return s.enrol(ctx, m) })
 	})
 }
 

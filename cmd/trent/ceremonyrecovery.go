@@ -15,7 +15,7 @@ import (
 
 // recovery proves that the token opens what the database holds.
 func (s ceremony) recovery(ctx context.Context) error {
-	return s.on(ctx, func(d *domainSession) error {
+	return s.cfg.on(ctx, func(d *domainSession) error {
 		if err := s.begin("What was restored"); err != nil {
 			return err
 		}

@@ -54,9 +54,11 @@ func (c *ceremonyRehearsalCmd) Run(ctx context.Context) error {
 	if err := createDatabase(ctx, cfg.store.URL); err != nil {
 		return err
 	}
-	return c.conducted(ctx, func(t *transcript) error {
-		s := ceremony{transcript: t, cfg: cfg, rehearsed: true}
-		if err := t.fact("THIS IS A REHEARSAL: token and database are removed when it ends"); err != nil {
+	return c.conducted(ctx, ceremony{cfg: cfg, rehearsed: true}, func(s ceremony) error {
+		if err := s.fact("THIS IS A REHEARSAL: token and database are removed when it ends"); err != nil {
+			return err
+		}
+		if err := s.present(); err != nil {
 			return err
 		}
 		deployment := deploymentSettings{Account: "111122223333", Partition: "aws"}

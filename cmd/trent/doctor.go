@@ -102,9 +102,7 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
 	if c.JSON {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(d)
+		return printJSON(w, d)
 	}
 	out := &printer{w: w}
 	out.report(d.HSM)
@@ -112,6 +110,12 @@ func (c *doctorCmd) print(w io.Writer, d diagnosis) error {
 		out.database(*d.Database)
 	}
 	return out.err
+}
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(v) //nolint:wrapcheck // standard output's
 }
 
 // printer keeps the first error of a series of prints.

@@ -28,11 +28,8 @@ type doctorsDatabase struct {
 
 // open reads which domain to look for and the proofs of what it shares.
 func (d *doctorsDatabase) open(ctx context.Context, cfg store.Config) (err error) {
-	if d.db, err = store.Open(ctx, cfg); err != nil {
-		return fmt.Errorf("opening the database: %w", err)
-	}
-	if err := d.db.CheckSchema(ctx); err != nil {
-		return fmt.Errorf("checking the database: %w", err)
+	if d.db, err = openDatabase(ctx, cfg); err != nil {
+		return err
 	}
 	d.deployment, err = d.db.Deployment(ctx)
 	if err == nil {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -105,11 +104,8 @@ func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
 	if d.token, err = hsm.Open(ctx, d.hsm); err != nil {
 		return nil, fmt.Errorf("opening the HSM: %w", err)
 	}
-	if d.DB, err = store.Open(ctx, c.store); err != nil {
-		return nil, fmt.Errorf("opening the database: %w", err)
-	}
-	if err := d.DB.CheckSchema(ctx); err != nil {
-		return nil, fmt.Errorf("checking the database: %w", err)
+	if d.DomainAdmin, err = c.admin(ctx); err != nil {
+		return nil, err
 	}
 	if d.deployment, err = d.DB.Deployment(ctx); finished(d.deployment, err) != nil {
 		return nil, finished(d.deployment, err)
@@ -122,15 +118,24 @@ func (c domainConfig) open(ctx context.Context) (_ *domainSession, err error) {
 		return nil, err //nolint:wrapcheck // says it all
 	}
 	d.Member = d.own
-	d.DB.SetSealer(d.deployment.ID, d.Member)
-	if d.deployment, err = d.DB.Deployment(ctx); err != nil {
-		return nil, fmt.Errorf("verifying the deployment row: %w", err)
+	if d.deployment, err = verify(ctx, d.Member, d.DB, d.deployment); err != nil {
+		return nil, err
 	}
 	d.Serial = d.token.Info().Serial
-	d.Operator = c.operator
-	d.Commit = d.commit
-	d.Progress = func(step string) { c.log.Info(step) }
 	return d, nil
+}
+
+// admin opens the database for orders that are written to its audit log.
+func (c domainConfig) admin(ctx context.Context) (kms.DomainAdmin, error) {
+	db, err := openDatabase(ctx, c.store)
+	return kms.DomainAdmin{
+		DB: db,
+		Commit: func(ctx context.Context, r *audit.Record, change *store.Change) error {
+			return c.commit(ctx, db, r, change)
+		},
+		Operator: c.operator,
+		Progress: func(step string) { c.log.Info(step) },
+	}, err
 }
 
 func (s domainSettings) operator() string {
@@ -143,13 +148,9 @@ func (s domainSettings) operator() string {
 	return "unknown"
 }
 
-func (d *domainSession) commit(ctx context.Context, r *audit.Record, c *store.Change) error {
-	return d.commitTo(ctx, d.DB, r, c)
-}
-
-// commitTo holds the audit log's lock only for as long as it writes: an officer
+// commit holds the audit log's lock only for as long as it writes: an officer
 // may run one of these commands while another one waits.
-func (c domainConfig) commitTo(ctx context.Context, db *store.DB, r *audit.Record, change *store.Change) error {
+func (c domainConfig) commit(ctx context.Context, db *store.DB, r *audit.Record, change *store.Change) error {
 	writer, err := audit.Open(ctx, audit.Config{DB: db, Host: c.host, Logger: c.log})
 	if errors.Is(err, store.ErrHostTaken) {
 		return fmt.Errorf("opening the audit log as %q: %w: give this command its own --admin-host", c.host, err)
@@ -238,9 +239,7 @@ func (c *domainStatusCmd) Run(ctx context.Context) error {
 
 func (c *domainStatusCmd) print(w io.Writer, all []kms.GenerationStatus) error {
 	if c.JSON {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(all) //nolint:wrapcheck // standard output's
+		return printJSON(w, all)
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "GENERATION\tSTATE\tPROFILE\tTOKENS\tTHIS TOKEN\tBACKUP\tKEYS\tROWS\tSINCE")

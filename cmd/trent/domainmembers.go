@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/kms"
 	"github.com/trent-kms/trent/store"
@@ -72,25 +70,16 @@ func (c domainConfig) openMembers(ctx context.Context) (_ *membersSession, err e
 	if !slices.Contains(faults, nil) {
 		return nil, errors.Join(faults...)
 	}
-	m.DB.SetSealer(m.deployment.ID, m.Sealers())
-	if m.deployment, err = m.DB.Deployment(ctx); err != nil {
-		return nil, fmt.Errorf("verifying the deployment row: %w", err)
+	if m.deployment, err = verify(ctx, m.Sealers(), m.DB, m.deployment); err != nil {
+		return nil, err
 	}
-	m.Operator = c.operator
-	m.Commit = func(ctx context.Context, r *audit.Record, change *store.Change) error {
-		return c.commitTo(ctx, m.DB, r, change)
-	}
-	m.Progress = func(step string) { c.log.Info(step) }
 	return m, nil
 }
 
 // reach opens the database, and the members for the deployment that it names.
 func (m *membersSession) reach(ctx context.Context) (err error) {
-	if m.DB, err = store.Open(ctx, m.store); err != nil {
-		return fmt.Errorf("opening the database: %w", err)
-	}
-	if err := m.DB.CheckSchema(ctx); err != nil {
-		return fmt.Errorf("checking the database: %w", err)
+	if m.DomainAdmin, err = m.admin(ctx); err != nil {
+		return err
 	}
 	if m.deployment, err = m.DB.Deployment(ctx); finished(m.deployment, err) != nil {
 		return finished(m.deployment, err)
@@ -177,9 +166,7 @@ func (c *domainMembersCmd) Run(ctx context.Context) error {
 
 func (c *domainMembersCmd) print(w io.Writer, all []kms.MemberStatus) error {
 	if c.JSON {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(all) //nolint:wrapcheck // standard output's
+		return printJSON(w, all)
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(table, "MEMBER\tSERIAL\tTOKEN\tSTATE\tHOLDS\tSINCE\tFINGERPRINT\tFAULT")

@@ -65,6 +65,9 @@ func TestRunning(t *testing.T) {
 			for _, name := range []string{"API", "ADMIN", "API2", "ADMIN2"} {
 				env.Setenv(name, freeAddress(t))
 			}
+			// Not the default: make run may be at work beside the tests.
+			env.Setenv("TRENT_LISTEN", env.Getenv("API"))
+			env.Setenv("TRENT_ADMIN_LISTEN", env.Getenv("ADMIN"))
 			for name, content := range map[string]string{
 				"pin": token.PIN + "\n", "database-url": testenv.Postgres(t),
 			} {

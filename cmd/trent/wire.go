@@ -64,11 +64,8 @@ func openSystem(ctx context.Context, cfg systemConfig) (_ *system, err error) {
 			s.close(ctx, cfg.log)
 		}
 	}()
-	if s.db, err = store.Open(ctx, cfg.store); err != nil {
-		return nil, fmt.Errorf("opening the database: %w", err)
-	}
-	if err := s.db.CheckSchema(ctx); err != nil {
-		return nil, fmt.Errorf("checking the database: %w", err)
+	if s.db, err = openDatabase(ctx, cfg.store); err != nil {
+		return nil, err
 	}
 	s.deployment, err = s.db.Deployment(ctx)
 	if err := servable(s.deployment, err, cfg); err != nil {
@@ -144,6 +141,19 @@ func proofs(ctx context.Context, db *store.DB) (hsm.Proofs, error) {
 		all[number] = hsm.Proof(proof)
 	}
 	return all, nil
+}
+
+// openDatabase opens a database that has this release's tables.
+func openDatabase(ctx context.Context, cfg store.Config) (*store.DB, error) {
+	db, err := store.Open(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("opening the database: %w", err)
+	}
+	if err := db.CheckSchema(ctx); err != nil {
+		db.Close()
+		return nil, fmt.Errorf("checking the database: %w", err)
+	}
+	return db, nil
 }
 
 // verify reads the deployment again, and verifies its seal.

@@ -7,7 +7,6 @@ package faultshim
 import (
 	_ "embed" // the library's source
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -16,7 +15,7 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/trent-kms/trent/internal/testenv"
+	"github.com/trent-kms/trent/internal/shim"
 )
 
 //go:embed shim.c
@@ -110,19 +109,11 @@ func New(t testing.TB, module string) *Shim {
 // one module.
 func ForOthers(t testing.TB, module string) *Shim {
 	t.Helper()
-	dir := t.TempDir()
-	code, control := filepath.Join(dir, "shim.c"), filepath.Join(dir, "control")
-	s := &Shim{Module: filepath.Join(dir, "shim.so"), taken: map[string]int{}}
-	for path, content := range map[string][]byte{code: source, control: make([]byte, unsafe.Sizeof(page{}))} {
-		if err := os.WriteFile(path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	control := filepath.Join(t.TempDir(), "control")
+	if err := os.WriteFile(control, make([]byte, unsafe.Sizeof(page{})), 0o600); err != nil {
+		t.Fatal(err)
 	}
-	flags := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", "-o", s.Module, code, "-ldl", "-lpthread"}
-	out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), flags...).CombinedOutput() //nolint:gosec // a fixed program and files of its own
-	if err != nil {
-		t.Fatalf("building the shim: %v\n%s", err, out)
-	}
+	s := &Shim{Module: shim.Build(t, source), taken: map[string]int{}}
 	s.Env = []string{"TRENT_SHIM_MODULE=" + module, "TRENT_SHIM_CONTROL=" + control}
 	s.open(t, control)
 	return s

@@ -4,31 +4,19 @@
 // TRENT_SHIM_MODULE. On the way it does what the rules in the file named by
 // TRENT_SHIM_CONTROL say, and counts there what it saw. The file is mapped into
 // memory: a rule holds from the moment that it is written.
-#define _GNU_SOURCE
-#include <dlfcn.h>
+#include "shim.h"
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-typedef unsigned long ck;
-typedef struct { ck type; void *value; ck length; } ck_attribute;
-typedef ck (*call)(ck, ck, ck, ck, ck, ck, ck, ck);
+// Any function: see PASS.
+typedef ulong_t (*call)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t);
 
-// CK_FUNCTION_LIST: a version, then pointers in the order of PKCS#11 v2.40 §5.
-enum { FUNCTIONS = 68 };
-typedef struct { struct { unsigned char major, minor; } version; call fn[FUNCTIONS]; } ck_functions;
-enum {
-	Finalize = 1, GetFunctionList = 3, GetSlotList = 4, OpenSession = 12, CloseSession, CloseAllSessions, Logout = 19,
-	CreateObject, CopyObject, DestroyObject, GetAttributeValue = 24, FindObjects = 27, EncryptInit = 29, Encrypt,
-	DecryptInit = 33, Decrypt, SignInit = 42, Sign, VerifyInit = 48, GenerateKey = 58, GenerateKeyPair, WrapKey,
-	UnwrapKey, DeriveKey
-};
-enum { CKR_FUNCTION_FAILED = 6, CKA_TOKEN = 1, CKA_PRIVATE = 2 };
+enum { CKA_TOKEN = 1, CKA_PRIVATE = 2 };
 
 // What follows is shared with faultshim.go, which says what it means.
 enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, LENGTHEN, MISDIRECT };
@@ -45,21 +33,20 @@ typedef struct {
 } control;
 
 static control *shared;
-static ck_functions real, shown;
 
 // What this process has on the device. The mutex guards it.
 enum { MANY = 1 << 16 };
-static struct { ck handle, slot; } sessions[MANY];
-static struct { ck handle, session; int private; } objects[MANY];
+static struct { ulong_t handle, slot; } sessions[MANY];
+static struct { ulong_t handle, session; int private; } objects[MANY];
 static int live_sessions, live_objects;
-static ck last[FUNCTIONS][2]; // two keys that the function was last given
+static ulong_t last[FUNCTIONS][2]; // two keys that the function was last given
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 // Read-locked by calls: sessions are lost between calls, or the count of what
 // lives would be wrong, and many a library crashes.
 static pthread_rwlock_t busy = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
 
 // forget drops the objects of one session, or of all (0), or the private ones.
-static void forget_objects(ck session, int only_private)
+static void forget_objects(ulong_t session, int only_private)
 {
 	for (int i = 0; i < live_objects;)
 		if ((session == 0 || objects[i].session == session) && (!only_private || objects[i].private))
@@ -68,7 +55,7 @@ static void forget_objects(ck session, int only_private)
 			i++;
 }
 
-static void forget_sessions(ck handle, ck slot, int all)
+static void forget_sessions(ulong_t handle, ulong_t slot, int all)
 {
 	for (int i = 0; i < live_sessions;)
 		if (all || (handle ? sessions[i].handle == handle : sessions[i].slot == slot)) {
@@ -78,7 +65,7 @@ static void forget_sessions(ck handle, ck slot, int all)
 			i++;
 }
 
-static ck slot_of(ck session)
+static ulong_t slot_of(ulong_t session)
 {
 	for (int i = 0; i < live_sessions; i++)
 		if (sessions[i].handle == session)
@@ -86,15 +73,15 @@ static ck slot_of(ck session)
 	return live_sessions ? sessions[0].slot : 0;
 }
 
-static int flag(ck_attribute *list, ck count, ck type)
+static int flag(ck_attribute *list, ulong_t count, ulong_t type)
 {
-	for (ck i = 0; i < count; i++)
+	for (ulong_t i = 0; i < count; i++)
 		if (list[i].type == type && list[i].length == 1)
 			return *(unsigned char *)list[i].value != 0;
 	return 0;
 }
 
-static void made(ck session, ck template, ck count, ck *handle)
+static void made(ulong_t session, ulong_t template, ulong_t count, ulong_t *handle)
 {
 	ck_attribute *list = (ck_attribute *)template;
 	if (flag(list, count, CKA_TOKEN) || live_objects == MANY)
@@ -105,29 +92,29 @@ static void made(ck session, ck template, ck count, ck *handle)
 }
 
 // note keeps count of sessions and of session objects. A call succeeded.
-static void note(int n, ck *a)
+static void note(int n, ulong_t *a)
 {
 	pthread_mutex_lock(&mutex);
 	switch (n) {
 	case Finalize: forget_sessions(0, 0, 1); break;
 	case OpenSession:
 		if (live_sessions < MANY) {
-			sessions[live_sessions].handle = *(ck *)a[4];
+			sessions[live_sessions].handle = *(ulong_t *)a[4];
 			sessions[live_sessions++].slot = a[0];
 		}
 		break;
 	case CloseSession: forget_sessions(a[0], 0, 0); break;
 	case CloseAllSessions: forget_sessions(0, a[0], 0); break;
 	case Logout: forget_objects(0, 1); break;
-	case CreateObject: made(a[0], a[1], a[2], (ck *)a[3]); break;
-	case CopyObject: made(a[0], a[2], a[3], (ck *)a[4]); break;
-	case GenerateKey: made(a[0], a[2], a[3], (ck *)a[4]); break;
+	case CreateObject: made(a[0], a[1], a[2], (ulong_t *)a[3]); break;
+	case CopyObject: made(a[0], a[2], a[3], (ulong_t *)a[4]); break;
+	case GenerateKey: made(a[0], a[2], a[3], (ulong_t *)a[4]); break;
 	case GenerateKeyPair:
-		made(a[0], a[2], a[3], (ck *)a[6]);
-		made(a[0], a[4], a[5], (ck *)a[7]);
+		made(a[0], a[2], a[3], (ulong_t *)a[6]);
+		made(a[0], a[4], a[5], (ulong_t *)a[7]);
 		break;
-	case UnwrapKey: made(a[0], a[5], a[6], (ck *)a[7]); break;
-	case DeriveKey: made(a[0], a[3], a[4], (ck *)a[5]); break;
+	case UnwrapKey: made(a[0], a[5], a[6], (ulong_t *)a[7]); break;
+	case DeriveKey: made(a[0], a[3], a[4], (ulong_t *)a[5]); break;
 	case DestroyObject:
 		for (int i = 0; i < live_objects; i++)
 			if (objects[i].handle == a[1]) {
@@ -141,7 +128,7 @@ static void note(int n, ck *a)
 }
 
 // misdirect puts the key that the function was given before in place of this.
-static int misdirect(int n, ck *a, int act)
+static int misdirect(int n, ulong_t *a, int act)
 {
 	int at = n == DestroyObject || n == GetAttributeValue ? 1 : 2;
 	if (n != DestroyObject && n != GetAttributeValue && n != EncryptInit && n != DecryptInit && n != SignInit &&
@@ -152,7 +139,7 @@ static int misdirect(int n, ck *a, int act)
 		last[n][1] = last[n][0];
 		last[n][0] = a[at];
 	}
-	ck other = last[n][1];
+	ulong_t other = last[n][1];
 	pthread_mutex_unlock(&mutex);
 	if (!act || other == 0)
 		return 0;
@@ -164,14 +151,14 @@ static int misdirect(int n, ck *a, int act)
 enum { MORE = 1 << 24 };
 
 // resize takes one from the length of what came out, or adds MORE.
-static int resize(int n, ck *a, uint32_t action)
+static int resize(int n, ulong_t *a, uint32_t action)
 {
-	ck *length = NULL;
+	ulong_t *length = NULL;
 	switch (n) {
-	case Encrypt: case Decrypt: case Sign: length = a[3] ? (ck *)a[4] : NULL; break;
-	case WrapKey: length = a[4] ? (ck *)a[5] : NULL; break;
-	case FindObjects: length = (ck *)a[3]; break;
-	case GetSlotList: length = a[1] ? (ck *)a[2] : NULL; break;
+	case Encrypt: case Decrypt: case Sign: length = a[3] ? (ulong_t *)a[4] : NULL; break;
+	case WrapKey: length = a[4] ? (ulong_t *)a[5] : NULL; break;
+	case FindObjects: length = (ulong_t *)a[3]; break;
+	case GetSlotList: length = a[1] ? (ulong_t *)a[2] : NULL; break;
 	case GetAttributeValue: if (((ck_attribute *)a[2])->value) length = &((ck_attribute *)a[2])->length;
 	}
 	if (length == NULL || *length == 0)
@@ -181,19 +168,19 @@ static int resize(int n, ck *a, uint32_t action)
 }
 
 // lose takes sessions or the login away behind the caller's back.
-static void lose(uint32_t action, int n, ck *a)
+static void lose(uint32_t action, int n, ulong_t *a)
 {
 	pthread_rwlock_wrlock(&busy);
 	pthread_mutex_lock(&mutex);
-	ck session = live_sessions ? sessions[0].handle : 0;
+	ulong_t session = live_sessions ? sessions[0].handle : 0;
 	for (int i = 0; n > OpenSession && i < live_sessions; i++)
 		if (sessions[i].handle == a[0])
 			session = a[0];
-	ck slot = slot_of(session);
+	ulong_t slot = slot_of(session);
 	pthread_mutex_unlock(&mutex);
-	ck with[8] = {action == LOSE_ALL ? slot : session};
+	ulong_t with[8] = {action == LOSE_ALL ? slot : session};
 	int what = action == LOSE_ALL ? CloseAllSessions : action == LOGOUT ? Logout : CloseSession;
-	if (real.fn[what](with[0], 0, 0, 0, 0, 0, 0, 0) == 0)
+	if (((call)real.fn[what])(with[0], 0, 0, 0, 0, 0, 0, 0) == 0)
 		note(what, with);
 	pthread_rwlock_unlock(&busy);
 }
@@ -220,7 +207,7 @@ static int fires(rule *r)
 }
 
 // pass makes one call, with what its rule does before or after it.
-static ck pass(int n, ck *a)
+static ulong_t pass(int n, ulong_t *a)
 {
 	__atomic_fetch_add(&shared->calls[n], 1, __ATOMIC_RELAXED);
 	rule *r = &shared->rules[n];
@@ -229,7 +216,7 @@ static ck pass(int n, ck *a)
 		now = fires(r = &shared->rules[FUNCTIONS]);
 	uint32_t action = now ? __atomic_load_n(&r->action, __ATOMIC_ACQUIRE) : NOTHING;
 	int acted = action != NOTHING && action != HANG && action != CRASH, fail = action == FAIL;
-	ck code = r->code;
+	ulong_t code = r->code;
 	if (action == HANG || action == CRASH) // afterwards there may be no process to count it
 		__atomic_fetch_add(&shared->injected[n], 1, __ATOMIC_RELAXED);
 	switch (action) {
@@ -241,7 +228,7 @@ static ck pass(int n, ck *a)
 	acted &= misdirect(n, a, action == MISDIRECT) || action != MISDIRECT;
 	int after = r->after;
 	pthread_rwlock_rdlock(&busy);
-	ck rv = fail && !after ? code : real.fn[n](a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
+	ulong_t rv = fail && !after ? code : ((call)real.fn[n])(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
 	if (rv == 0 && !(fail && !after))
 		note(n, a);
 	pthread_rwlock_unlock(&busy);
@@ -260,20 +247,18 @@ static ck pass(int n, ck *a)
 
 // All arguments of PKCS#11 are words. By the calling conventions of 64-bit
 // Linux a function may be given more of them than it takes, and eight suffice.
-#define PASS(n) static ck pass_##n(ck a, ck b, ck c, ck d, ck e, ck f, ck g, ck h) \
-	{ ck all[8] = {a, b, c, d, e, f, g, h}; return pass(n, all); }
+#define PASS(n) static ulong_t pass_##n(ulong_t a, ulong_t b, ulong_t c, ulong_t d, \
+	ulong_t e, ulong_t f, ulong_t g, ulong_t h) \
+	{ ulong_t all[8] = {a, b, c, d, e, f, g, h}; return pass(n, all); }
 #define TEN(do, t) do(t##0) do(t##1) do(t##2) do(t##3) do(t##4) do(t##5) do(t##6) do(t##7) do(t##8) do(t##9)
 #define ALL(do) TEN(do, ) TEN(do, 1) TEN(do, 2) TEN(do, 3) TEN(do, 4) TEN(do, 5) \
 	do(60) do(61) do(62) do(63) do(64) do(65) do(66) do(67)
 ALL(PASS)
 #define SHOW(n) shown.fn[n] = pass_##n;
 
-ck C_GetFunctionList(ck_functions **list)
+ulong_t C_GetFunctionList(ck_functions **list)
 {
-	const char *path = getenv("TRENT_SHIM_MODULE"), *page = getenv("TRENT_SHIM_CONTROL");
-	void *library = path ? dlopen(path, RTLD_NOW | RTLD_LOCAL) : NULL;
-	ck (*get)(ck_functions **) = library ? (ck (*)(ck_functions **))dlsym(library, "C_GetFunctionList") : NULL;
-	ck_functions *found;
+	const char *page = getenv("TRENT_SHIM_CONTROL");
 	int file = page ? open(page, O_RDWR | O_CLOEXEC) : -1;
 	if (shared == NULL) { // a library is asked as often as it is opened
 		shared = mmap(NULL, sizeof(control), PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
@@ -281,11 +266,10 @@ ck C_GetFunctionList(ck_functions **list)
 			shared = NULL;
 	}
 	close(file);
-	if (shared == NULL || get == NULL || get(&found) != 0)
+	if (shared == NULL)
 		return CKR_FUNCTION_FAILED;
-	real = shown = *found;
+	ulong_t code = stand_before(getenv("TRENT_SHIM_MODULE"), list);
 	ALL(SHOW)
-	shown.fn[GetFunctionList] = (call)(void *)C_GetFunctionList;
-	*list = &shown;
-	return 0;
+	shown.fn[GetFunctionList] = (void *)C_GetFunctionList;
+	return code;
 }

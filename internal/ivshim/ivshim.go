@@ -5,12 +5,9 @@ package ivshim
 
 import (
 	_ "embed" // the library's source
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
-	"github.com/trent-kms/trent/internal/testenv"
+	"github.com/trent-kms/trent/internal/shim"
 )
 
 //go:embed shim.c
@@ -30,24 +27,9 @@ const (
 // returns its path. Each difference is a constant above, or one with =n.
 func New(t testing.TB, module string, differences ...string) string {
 	t.Helper()
-	dir := t.TempDir()
-	library, err := os.ReadFile(module)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, own, code := filepath.Join(dir, "ivshim.so"), filepath.Join(dir, "real.so"), filepath.Join(dir, "shim.c")
-	for name, content := range map[string][]byte{own: library, code: source} {
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	args := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", `-DMODULE="` + own + `"`}
+	var flags []string
 	for _, d := range differences {
-		args = append(args, "-D"+d)
+		flags = append(flags, "-D"+d)
 	}
-	args = append(args, "-o", path, code, "-ldl", "-lpthread")
-	if out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), args...).CombinedOutput(); err != nil { //nolint:gosec // the test's own words
-		t.Fatalf("building the shim: %v\n%s", err, out)
-	}
-	return path
+	return shim.BuildOnCopy(t, module, source, flags...)
 }

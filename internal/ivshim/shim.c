@@ -6,22 +6,9 @@
 // its own stands after the tag). It makes STUCK IVs, then the last again and
 // again. With VALUE_LEN secret keys are unwrapped only if the template has
 // their length, as Luna demanded before firmware 7.9.3.
-#include <dlfcn.h>
+#include "shim.h"
 #include <pthread.h>
-#include <stddef.h>
-#include <string.h>
 
-typedef unsigned long ulong_t;
-typedef unsigned char byte_t;
-
-// CK_FUNCTION_LIST: a version, then pointers in the order of PKCS#11 v2.40 §5.
-typedef struct {
-	struct { byte_t major, minor; } version;
-	void *fn[68];
-} ck_functions;
-
-typedef struct { ulong_t type; void *parameter; ulong_t length; } ck_mechanism;
-typedef struct { ulong_t type; void *value; ulong_t length; } ck_attribute;
 typedef struct {
 	byte_t *iv;
 	ulong_t iv_length, iv_bits;
@@ -29,9 +16,7 @@ typedef struct {
 	ulong_t aad_length, tag_bits;
 } ck_gcm_params;
 
-enum { GET_FUNCTION_LIST = 3, ENCRYPT_INIT = 29, ENCRYPT = 30, UNWRAP_KEY = 61, GENERATE_RANDOM = 64 };
-enum { CKR_OK = 0, CKR_FUNCTION_FAILED = 6, CKR_MECHANISM_PARAM_INVALID = 0x71, CKR_TEMPLATE_INCOMPLETE = 0xD0,
-	CKR_BUFFER_TOO_SMALL = 0x150 };
+enum { CKR_MECHANISM_PARAM_INVALID = 0x71, CKR_TEMPLATE_INCOMPLETE = 0xD0, CKR_BUFFER_TOO_SMALL = 0x150 };
 enum { CKM_AES_GCM = 0x1087, CKA_CLASS = 0, CKA_VALUE_LEN = 0x161, CKO_SECRET_KEY = 4, TAG = 16 };
 
 #ifndef IV_LENGTH
@@ -47,8 +32,6 @@ typedef ulong_t (*crypt_call)(ulong_t, byte_t *, ulong_t, byte_t *, ulong_t *);
 typedef ulong_t (*random_call)(ulong_t, byte_t *, ulong_t);
 typedef ulong_t (*unwrap_call)(ulong_t, ck_mechanism *, ulong_t, byte_t *, ulong_t, ck_attribute *, ulong_t, ulong_t *);
 
-static ck_functions shown, real;
-
 // One operation for each session; sessions are few.
 static struct { byte_t *given; byte_t iv[IV_LENGTH]; } operations[4096];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -61,7 +44,7 @@ static ulong_t make_iv(ulong_t session, byte_t *iv) {
 #ifdef STUCK
 	if (made < STUCK)
 #endif
-		code = ((random_call)real.fn[GENERATE_RANDOM])(session, last, IV_LENGTH);
+		code = ((random_call)real.fn[GenerateRandom])(session, last, IV_LENGTH);
 	made++;
 	memcpy(iv, last, IV_LENGTH);
 	pthread_mutex_unlock(&lock);
@@ -70,7 +53,7 @@ static ulong_t make_iv(ulong_t session, byte_t *iv) {
 
 static ulong_t encrypt_init(ulong_t session, ck_mechanism *m, ulong_t key) {
 	if (m->type != CKM_AES_GCM)
-		return ((init_call)real.fn[ENCRYPT_INIT])(session, m, key);
+		return ((init_call)real.fn[EncryptInit])(session, m, key);
 	ck_gcm_params params = *(ck_gcm_params *)m->parameter;
 #ifdef APPENDED
 	if (params.iv != NULL || params.iv_length != 0)
@@ -88,7 +71,7 @@ static ulong_t encrypt_init(ulong_t session, ck_mechanism *m, ulong_t key) {
 	params.iv_length = IV_LENGTH;
 	params.iv_bits = 8 * IV_LENGTH;
 	ck_mechanism ours = {CKM_AES_GCM, &params, sizeof(params)};
-	return ((init_call)real.fn[ENCRYPT_INIT])(session, &ours, key);
+	return ((init_call)real.fn[EncryptInit])(session, &ours, key);
 }
 
 // Only AES-GCM is encrypted by with this library.
@@ -97,7 +80,7 @@ static ulong_t encrypt(ulong_t session, byte_t *in, ulong_t in_length, byte_t *o
 	if (*out_length < in_length + TAG + IV_LENGTH)
 		return CKR_BUFFER_TOO_SMALL;
 #endif
-	ulong_t code = ((crypt_call)real.fn[ENCRYPT])(session, in, in_length, out, out_length);
+	ulong_t code = ((crypt_call)real.fn[Encrypt])(session, in, in_length, out, out_length);
 	if (code != CKR_OK)
 		return code;
 #ifdef APPENDED
@@ -128,29 +111,21 @@ static ulong_t unwrap_key(ulong_t session, ck_mechanism *m, ulong_t key, byte_t 
 	}
 	if (class == CKO_SECRET_KEY && !has_length)
 		return CKR_TEMPLATE_INCOMPLETE;
-	return ((unwrap_call)real.fn[UNWRAP_KEY])(session, m, key, in, in_length, kept, n, object);
+	return ((unwrap_call)real.fn[UnwrapKey])(session, m, key, in, in_length, kept, n, object);
 }
 #endif
 
 ulong_t C_GetFunctionList(ck_functions **list) {
-	void *library = dlopen(MODULE, RTLD_NOW | RTLD_LOCAL);
-	ulong_t (*get)(ck_functions **) = library ? (ulong_t (*)(ck_functions **))dlsym(library, "C_GetFunctionList") : NULL;
-	ck_functions *found;
-	if (get == NULL || get(&found) != CKR_OK)
-		return CKR_FUNCTION_FAILED;
-	real = *found;
-	shown = real;
-	shown.fn[GET_FUNCTION_LIST] = (void *)C_GetFunctionList;
+	ulong_t code = stand_before(MODULE, list);
 #if defined(WRITTEN) || defined(APPENDED)
-	shown.fn[ENCRYPT_INIT] = (void *)encrypt_init;
-	shown.fn[ENCRYPT] = (void *)encrypt;
+	shown.fn[EncryptInit] = (void *)encrypt_init;
+	shown.fn[Encrypt] = (void *)encrypt;
 #else
 	(void)encrypt_init;
 	(void)encrypt;
 #endif
 #ifdef VALUE_LEN
-	shown.fn[UNWRAP_KEY] = (void *)unwrap_key;
+	shown.fn[UnwrapKey] = (void *)unwrap_key;
 #endif
-	*list = &shown;
-	return CKR_OK;
+	return code;
 }

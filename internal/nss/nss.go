@@ -4,11 +4,9 @@ package nss
 
 import (
 	_ "embed" // the library's source
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
+	"github.com/trent-kms/trent/internal/shim"
 	"github.com/trent-kms/trent/internal/testenv"
 )
 
@@ -24,16 +22,9 @@ const PIN = "user-pin-of-nss"
 // New makes a token of its own, which gets its PIN when it is first used.
 func New(t testing.TB) testenv.Token {
 	t.Helper()
-	dir := t.TempDir()
-	path, code, label := filepath.Join(dir, "nss.so"), filepath.Join(dir, "shim.c"), "nss"
-	if err := os.WriteFile(code, source, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	parameters := `configdir='sql:` + dir + `' certPrefix='' keyPrefix='' secmod='secmod.db' flags= dbTokenDescription=` + label
-	out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", //nolint:gosec // the test's own words
-		`-DMODULE="`+testenv.Library(t, "libnss3", places...)+`"`, `-DPARAMETERS="`+parameters+`"`, `-DPIN="`+PIN+`"`, "-o", path, code, "-ldl").CombinedOutput()
-	if err != nil {
-		t.Fatalf("building the shim: %v\n%s", err, out)
-	}
-	return testenv.Token{Module: path, Label: label, PIN: PIN}
+	const label = "nss"
+	parameters := `configdir='sql:` + t.TempDir() + `' certPrefix='' keyPrefix='' secmod='secmod.db' flags= dbTokenDescription=` + label
+	module := shim.Build(t, source, shim.Text("MODULE", testenv.Library(t, "libnss3", places...)),
+		shim.Text("PARAMETERS", parameters), shim.Text("PIN", PIN))
+	return testenv.Token{Module: module, Label: label, PIN: PIN}
 }

@@ -3,18 +3,7 @@
 // A PKCS#11 library that hands every call to the one named MODULE, NSS softokn,
 // which C_Initialize refuses without a string of parameters: that string is
 // PARAMETERS. A token without a PIN gets PIN: its security officer has none.
-#include <dlfcn.h>
-#include <stddef.h>
-#include <string.h>
-
-typedef unsigned long ulong_t;
-typedef unsigned char byte_t;
-
-// CK_FUNCTION_LIST: a version, then pointers in the order of PKCS#11 v2.40 §5.
-typedef struct {
-	struct { byte_t major, minor; } version;
-	void *fn[68];
-} ck_functions;
+#include "shim.h"
 
 // CK_C_INITIALIZE_ARGS as NSS has it: its parameters stand before pReserved.
 typedef struct {
@@ -24,9 +13,7 @@ typedef struct {
 	void *reserved;
 } nss_arguments;
 
-enum { INITIALIZE = 0, GET_FUNCTION_LIST = 3, GET_TOKEN_INFO = 6, INIT_PIN = 10, OPEN_SESSION = 12, CLOSE_SESSION = 13,
-	LOGIN = 18, LOGOUT = 19 };
-enum { CKR_OK = 0, CKR_FUNCTION_FAILED = 6, CKF_OS_LOCKING_OK = 2, CKF_USER_PIN_INITIALIZED = 8, CKF_RW_SERIAL = 6, CKU_SO = 0 };
+enum { CKF_OS_LOCKING_OK = 2, CKF_USER_PIN_INITIALIZED = 8, CKF_RW_SERIAL = 6, CKU_SO = 0 };
 enum { DATABASE_SLOT = 2 }; // the one that keeps keys
 
 // The beginning of CK_TOKEN_INFO, and room for the rest.
@@ -39,42 +26,32 @@ typedef ulong_t (*session_call)(ulong_t);
 typedef ulong_t (*login_call)(ulong_t, ulong_t, const char *, ulong_t);
 typedef ulong_t (*pin_call)(ulong_t, const char *, ulong_t);
 
-static ck_functions shown, real;
-
 static ulong_t set_pin(void) {
 	token_info info;
-	ulong_t session, code = ((info_call)real.fn[GET_TOKEN_INFO])(DATABASE_SLOT, &info);
+	ulong_t session, code = ((info_call)real.fn[GetTokenInfo])(DATABASE_SLOT, &info);
 	if (code != CKR_OK || (info.flags & CKF_USER_PIN_INITIALIZED) != 0)
 		return code;
-	code = ((open_call)real.fn[OPEN_SESSION])(DATABASE_SLOT, CKF_RW_SERIAL, NULL, NULL, &session);
+	code = ((open_call)real.fn[OpenSession])(DATABASE_SLOT, CKF_RW_SERIAL, NULL, NULL, &session);
 	if (code != CKR_OK)
 		return code;
-	code = ((login_call)real.fn[LOGIN])(session, CKU_SO, "", 0);
+	code = ((login_call)real.fn[Login])(session, CKU_SO, "", 0);
 	if (code == CKR_OK) {
-		code = ((pin_call)real.fn[INIT_PIN])(session, PIN, strlen(PIN));
-		((session_call)real.fn[LOGOUT])(session);
+		code = ((pin_call)real.fn[InitPIN])(session, PIN, strlen(PIN));
+		((session_call)real.fn[Logout])(session);
 	}
-	((session_call)real.fn[CLOSE_SESSION])(session);
+	((session_call)real.fn[CloseSession])(session);
 	return code;
 }
 
 static ulong_t initialize(void *unused) {
 	nss_arguments arguments = {.flags = CKF_OS_LOCKING_OK, .parameters = PARAMETERS};
 	(void)unused;
-	ulong_t code = ((initialize_call)real.fn[INITIALIZE])(&arguments);
+	ulong_t code = ((initialize_call)real.fn[Initialize])(&arguments);
 	return code == CKR_OK ? set_pin() : code;
 }
 
 ulong_t C_GetFunctionList(ck_functions **list) {
-	void *library = dlopen(MODULE, RTLD_NOW | RTLD_LOCAL);
-	ulong_t (*get)(ck_functions **) = library ? (ulong_t (*)(ck_functions **))dlsym(library, "C_GetFunctionList") : NULL;
-	ck_functions *found;
-	if (get == NULL || get(&found) != CKR_OK)
-		return CKR_FUNCTION_FAILED;
-	real = *found;
-	shown = real;
-	shown.fn[INITIALIZE] = (void *)initialize;
-	shown.fn[GET_FUNCTION_LIST] = (void *)C_GetFunctionList;
-	*list = &shown;
-	return CKR_OK;
+	ulong_t code = stand_before(MODULE, list);
+	shown.fn[Initialize] = (void *)initialize;
+	return code;
 }

@@ -21,8 +21,8 @@ import (
 
 const startTimeout = 2 * time.Minute
 
-// missing ends the test: as skipped, or as failed in CI.
-func missing(t testing.TB, err error) {
+// Missing ends a test that lacks what err says: as skipped, or as failed in CI.
+func Missing(t testing.TB, err error) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatalf("CI must not skip: %v", err)
@@ -36,7 +36,7 @@ func need(t testing.TB, err error) {
 	switch {
 	case err == nil:
 	case errors.Is(err, softhsm.ErrNotInstalled), errors.Is(err, pgcluster.ErrNotInstalled):
-		missing(t, err)
+		Missing(t, err)
 	default:
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func Program(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		missing(t, fmt.Errorf("%s is not installed (run scripts/bootstrap): %w", name, err))
+		Missing(t, fmt.Errorf("%s is not installed (run scripts/bootstrap): %w", name, err))
 	}
 	return path
 }
@@ -62,7 +62,7 @@ func Library(t testing.TB, debian string, patterns ...string) string {
 			return found[0]
 		}
 	}
-	missing(t, fmt.Errorf("Debian's %s is not installed (run scripts/bootstrap)", debian))
+	Missing(t, fmt.Errorf("Debian's %s is not installed (run scripts/bootstrap)", debian))
 	return ""
 }
 

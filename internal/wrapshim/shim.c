@@ -7,26 +7,9 @@
 // nothing else: what padding before RFC 3394 comes to for lengths in eights.
 // Where SECRETIVE, AES keys in the clear are refused; where STRICT, keys that
 // are to encrypt and to wrap.
-#include <dlfcn.h>
-#include <stddef.h>
-#include <string.h>
+#include "shim.h"
 
-typedef unsigned long ulong_t;
-typedef unsigned char byte_t;
-
-// CK_FUNCTION_LIST: a version, then pointers in the order of PKCS#11 v2.40 §5.
-typedef struct {
-	struct { byte_t major, minor; } version;
-	void *fn[68];
-} ck_functions;
-
-typedef struct { ulong_t type; void *parameter; ulong_t length; } ck_mechanism;
-typedef struct { ulong_t type; void *value; ulong_t length; } ck_attribute;
-
-enum { GET_FUNCTION_LIST = 3, GET_MECHANISM_INFO = 8, CREATE_OBJECT = 20, GET_ATTRIBUTE_VALUE = 24,
-	GENERATE_KEY = 58, WRAP_KEY = 60, UNWRAP_KEY = 61 };
-enum { CKR_OK = 0, CKR_FUNCTION_FAILED = 6, CKR_MECHANISM_INVALID = 0x70, CKR_TEMPLATE_INCONSISTENT = 0xD1,
-	CKR_WRAPPED_KEY_INVALID = 0x110 };
+enum { CKR_MECHANISM_INVALID = 0x70, CKR_TEMPLATE_INCONSISTENT = 0xD1, CKR_WRAPPED_KEY_INVALID = 0x110 };
 enum { CKA_CLASS = 0, CKA_KEY_TYPE = 0x100, CKA_ENCRYPT = 0x104, CKA_WRAP = 0x106, CKO_SECRET_KEY = 4, CKK_AES = 0x1F };
 #define CKA_ALLOWED_MECHANISMS 0x40000600UL
 #define REAL_KW 0x2109UL
@@ -39,8 +22,6 @@ typedef ulong_t (*read_call)(ulong_t, ulong_t, ck_attribute *, ulong_t);
 typedef ulong_t (*generate_call)(ulong_t, ck_mechanism *, ck_attribute *, ulong_t, ulong_t *);
 typedef ulong_t (*wrap_call)(ulong_t, ck_mechanism *, ulong_t, ulong_t, byte_t *, ulong_t *);
 typedef ulong_t (*unwrap_call)(ulong_t, ck_mechanism *, ulong_t, byte_t *, ulong_t, ck_attribute *, ulong_t, ulong_t *);
-
-static ck_functions shown, real;
 
 // inside is the real library's number for one of ours.
 static ulong_t inside(ulong_t m) {
@@ -62,7 +43,7 @@ static ulong_t outside(ulong_t m) {
 static ulong_t get_mechanism_info(ulong_t slot, ulong_t m, void *info) {
 	if (inside(m) == NONE)
 		return CKR_MECHANISM_INVALID;
-	return ((info_call)real.fn[GET_MECHANISM_INFO])(slot, inside(m), info);
+	return ((info_call)real.fn[GetMechanismInfo])(slot, inside(m), info);
 }
 
 // Templates are copied: lists of allowed mechanisms have our numbers.
@@ -92,7 +73,7 @@ static ulong_t generate_key(ulong_t session, ck_mechanism *m, ck_attribute *temp
 		return CKR_TEMPLATE_INCONSISTENT;
 	if (!renumbered(&t, template, count))
 		return CKR_FUNCTION_FAILED;
-	return ((generate_call)real.fn[GENERATE_KEY])(session, m, t.list, count, key);
+	return ((generate_call)real.fn[GenerateKey])(session, m, t.list, count, key);
 }
 
 static ulong_t create_object(ulong_t session, ck_attribute *template, ulong_t count, ulong_t *object) {
@@ -105,11 +86,11 @@ static ulong_t create_object(ulong_t session, ck_attribute *template, ulong_t co
 	}
 	if (SECRETIVE && class == CKO_SECRET_KEY && type == CKK_AES)
 		return CKR_TEMPLATE_INCONSISTENT;
-	return ((create_call)real.fn[CREATE_OBJECT])(session, template, count, object);
+	return ((create_call)real.fn[CreateObject])(session, template, count, object);
 }
 
 static ulong_t get_attribute_value(ulong_t session, ulong_t object, ck_attribute *template, ulong_t count) {
-	ulong_t code = ((read_call)real.fn[GET_ATTRIBUTE_VALUE])(session, object, template, count);
+	ulong_t code = ((read_call)real.fn[GetAttributeValue])(session, object, template, count);
 	for (ulong_t i = 0; code == CKR_OK && i < count; i++) {
 		ulong_t *list = template[i].value;
 		if (template[i].type != CKA_ALLOWED_MECHANISMS || list == NULL)
@@ -124,7 +105,7 @@ static ulong_t wrap_key(ulong_t session, ck_mechanism *m, ulong_t wrapper, ulong
 	ck_mechanism ours = {inside(m->type), m->parameter, m->length};
 	if (ours.type == NONE)
 		return CKR_MECHANISM_INVALID;
-	ulong_t code = ((wrap_call)real.fn[WRAP_KEY])(session, &ours, wrapper, key, out, length);
+	ulong_t code = ((wrap_call)real.fn[WrapKey])(session, &ours, wrapper, key, out, length);
 	if (code == CKR_OK && PADDED && m->type == PADDED) {
 		if (out != NULL)
 			memset(out + *length, 8, 8); // Trent leaves room
@@ -147,24 +128,16 @@ static ulong_t unwrap_key(ulong_t session, ck_mechanism *m, ulong_t wrapper, byt
 			return CKR_WRAPPED_KEY_INVALID;
 		length -= 8;
 	}
-	return ((unwrap_call)real.fn[UNWRAP_KEY])(session, &ours, wrapper, in, length, t.list, count, object);
+	return ((unwrap_call)real.fn[UnwrapKey])(session, &ours, wrapper, in, length, t.list, count, object);
 }
 
 ulong_t C_GetFunctionList(ck_functions **list) {
-	void *library = dlopen(MODULE, RTLD_NOW | RTLD_LOCAL);
-	ulong_t (*get)(ck_functions **) = library ? (ulong_t (*)(ck_functions **))dlsym(library, "C_GetFunctionList") : NULL;
-	ck_functions *found;
-	if (get == NULL || get(&found) != CKR_OK)
-		return CKR_FUNCTION_FAILED;
-	real = *found;
-	shown = real;
-	shown.fn[GET_FUNCTION_LIST] = (void *)C_GetFunctionList;
-	shown.fn[GET_MECHANISM_INFO] = (void *)get_mechanism_info;
-	shown.fn[CREATE_OBJECT] = (void *)create_object;
-	shown.fn[GET_ATTRIBUTE_VALUE] = (void *)get_attribute_value;
-	shown.fn[GENERATE_KEY] = (void *)generate_key;
-	shown.fn[WRAP_KEY] = (void *)wrap_key;
-	shown.fn[UNWRAP_KEY] = (void *)unwrap_key;
-	*list = &shown;
-	return CKR_OK;
+	ulong_t code = stand_before(MODULE, list);
+	shown.fn[GetMechanismInfo] = (void *)get_mechanism_info;
+	shown.fn[CreateObject] = (void *)create_object;
+	shown.fn[GetAttributeValue] = (void *)get_attribute_value;
+	shown.fn[GenerateKey] = (void *)generate_key;
+	shown.fn[WrapKey] = (void *)wrap_key;
+	shown.fn[UnwrapKey] = (void *)unwrap_key;
+	return code;
 }

@@ -6,12 +6,9 @@ package wrapshim
 import (
 	_ "embed" // the library's source
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
 
-	"github.com/trent-kms/trent/internal/testenv"
+	"github.com/trent-kms/trent/internal/shim"
 )
 
 //go:embed shim.c
@@ -35,23 +32,8 @@ type Device struct {
 // returns its path.
 func New(t testing.TB, module string, d Device) string {
 	t.Helper()
-	dir := t.TempDir()
-	library, err := os.ReadFile(module)
-	if err != nil {
-		t.Fatal(err)
-	}
-	path, own, code := filepath.Join(dir, "wrapshim.so"), filepath.Join(dir, "real.so"), filepath.Join(dir, "shim.c")
-	for name, content := range map[string][]byte{own: library, code: source} {
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	flag := map[bool]int{true: 1}
-	args := []string{"-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", `-DMODULE="` + own + `"`,
+	return shim.BuildOnCopy(t, module, source,
 		fmt.Sprintf("-DKW=%#xUL", d.KW), fmt.Sprintf("-DKWP=%#xUL", d.KWP), fmt.Sprintf("-DPADDED=%#xUL", d.Padded),
-		fmt.Sprintf("-DSECRETIVE=%d", flag[d.Secretive]), fmt.Sprintf("-DSTRICT=%d", flag[d.Strict]), "-o", path, code, "-ldl"}
-	if out, err := exec.CommandContext(t.Context(), testenv.Program(t, "gcc"), args...).CombinedOutput(); err != nil { //nolint:gosec // the test's own words
-		t.Fatalf("building the shim: %v\n%s", err, out)
-	}
-	return path
+		fmt.Sprintf("-DSECRETIVE=%d", flag[d.Secretive]), fmt.Sprintf("-DSTRICT=%d", flag[d.Strict]))
 }
