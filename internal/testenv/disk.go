@@ -28,7 +28,7 @@ func SmallDisk(t testing.TB) Disk {
 	need(t, err)
 	err = unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, smallDisk)
 	if errors.Is(err, unix.EPERM) {
-		missing(t, fmt.Errorf("mounting a small disk: %w: run this test as root", err))
+		Missing(t, fmt.Errorf("mounting a small disk: %w: run this test as root", err))
 	}
 	need(t, err)
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
