@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync"
 	"time"
 
@@ -26,6 +27,10 @@ type credential struct {
 }
 
 type signingScope struct{ date, region string }
+
+// accessKeyForm is IAM's. What has another form names no access key, and need
+// not be a text that a database could look for.
+var accessKeyForm = regexp.MustCompile(`^[A-Za-z0-9_]{1,128}$`)
 
 // maxSigningKeys bounds a credential's signing keys: yesterday, today and
 // tomorrow (clock skew at midnight) in a handful of regions.
@@ -71,6 +76,9 @@ func (s *Service) SigningKey(ctx context.Context, accessKeyID, date, region stri
 func (s *Service) credential(ctx context.Context, accessKeyID string) (*credential, error) {
 	if cred, ok := s.cache.accessKeys.GetIfPresent(accessKeyID); ok {
 		return cred, nil
+	}
+	if !accessKeyForm.MatchString(accessKeyID) {
+		return nil, sigv4.ErrUnknownAccessKey
 	}
 	before := s.cache.head.Load()
 	accessKey, err := s.db.AccessKey(ctx, accessKeyID)

@@ -29,6 +29,11 @@ type ceremonyCmd struct {
 	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse set-up, backup, adding a member and recovery on throw-away tokens and a database."`
 }
 
+// Help implements kong.HelpProvider.
+func (*ceremonyCmd) Help() string {
+	return "Rehearse first: that changes nothing on this machine.\n\nExample:\n\n    trent ceremony rehearsal --transcript rehearsal.txt"
+}
+
 type transcriptFlag struct {
 	Transcript string `required:"" placeholder:"FILE" type:"path" help:"Write the transcript to this new file. It has no secrets."`
 }
