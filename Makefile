@@ -40,11 +40,13 @@ test: install-deps ## Run all tests: real SoftHSM, real Postgres, real AWS clien
 
 .PHONY: check lint
 check: ## Check formatting, linters and known vulnerabilities
+	@scripts/bootstrap run
 	scripts/lint
 lint: check
 
 .PHONY: fuzz
 fuzz: ## Run each fuzz target for FUZZTIME (30s)
+	@scripts/bootstrap run
 	FUZZTIME=$(FUZZTIME) scripts/fuzz
 
 .PHONY: bench

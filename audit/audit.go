@@ -9,6 +9,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,6 +57,9 @@ type Writer struct {
 	waiting []*entry // guarded by mu; in order of arrival
 	closed  bool     // guarded by mu
 	broken  error    // guarded by mu; why nothing can be written any more
+
+	failure  error     // guarded by mu; of the newest batch of calls, nil if it was written
+	failedAt time.Time // guarded by mu; when failure was set
 
 	chain chain // owned by run
 }
@@ -175,6 +179,21 @@ func (w *Writer) Err() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.broken
+}
+
+// failingFor is how long a batch that failed speaks against this host, unless
+// another is written: one that gets no calls any more would write none.
+const failingFor = 5 * time.Second
+
+// Failing says why the newest batch of records could not be written just now,
+// or nil: the disk of Postgres is full, or Postgres is away.
+func (w *Writer) Failing() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if time.Since(w.failedAt) > failingFor {
+		return nil
+	}
+	return w.failure
 }
 
 // Close refuses new records, writes those that wait, and gives up the host's

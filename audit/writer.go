@@ -106,9 +106,19 @@ func (w *Writer) settle(base context.Context, batch []*entry) {
 	} else {
 		w.metrics.failed.Add(float64(len(batch)))
 	}
+	if batch[0].change == nil { // a change may also fail for its own reasons
+		w.note(err)
+	}
 	for _, e := range batch {
 		e.result <- result{seq, err} // e is its caller's from here on
 	}
+}
+
+// note keeps what Failing answers.
+func (w *Writer) note(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.failure, w.failedAt = err, time.Now()
 }
 
 func (w *Writer) commit(ctx context.Context, batch []*entry) (int64, error) {

@@ -157,6 +157,9 @@ func (d *decoder) text(want string) ([]byte, error) {
 		return nil, err
 	}
 	raw, err := d.json.ReadValue()
+	if errors.Is(err, jsontext.ErrDuplicateName) {
+		return nil, &SerializationError{fmt.Sprintf("The request body has a member twice near byte %d.", d.json.InputOffset())}
+	}
 	if err != nil {
 		return nil, d.malformed()
 	}

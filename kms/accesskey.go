@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -39,6 +38,9 @@ func (m *DomainMembers) RenewAccessKey(ctx context.Context, by MemberAtHand, id 
 
 func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, show func(accessKeyID string, secret []byte) error) error {
 	old, user, all, err := m.accessKey(ctx, id)
+	if tampered := (*store.ErrTampered)(nil); errors.As(err, &tampered) {
+		return fmt.Errorf("the member whose security officer's PIN was given, which alone verifies this, finds that %w. If the member came later than the row was sealed, nobody did: wait until `trent domain status` counts no ROWS under earlier generations, or name a member that has them with --member", err)
+	}
 	if err != nil {
 		return err
 	}
@@ -51,7 +53,10 @@ func (m *DomainMembers) renew(ctx context.Context, g *generations, id string, sh
 	}
 	defer clear(secret)
 	key := store.AccessKey{ID: awsID("AKIA"), Account: old.Account, PrincipalID: user.ID, Secret: ekt, Status: store.AccessKeyActive, Created: m.now()}
-	change := m.DB.NewChange()
+	change, err := m.changeOf(ctx, user)
+	if err != nil {
+		return err
+	}
 	if err := change.InsertAccessKey(ctx, key); err != nil {
 		return fmt.Errorf("sealing the access key: %w", err)
 	}
@@ -87,10 +92,13 @@ func (m *DomainMembers) DeleteAccessKey(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(all, func(k store.AccessKey) bool { return k.ID != id && k.Status == store.AccessKeyActive }) {
-		return notYet("user %s would have no active access key: make one with `trent domain renew-access-key --access-key-id %s`", user.Name, id)
+	if err := m.remains(ctx, user, id, all); err != nil {
+		return err
 	}
-	change := m.DB.NewChange()
+	change, err := m.changeOf(ctx, user)
+	if err != nil {
+		return err
+	}
 	if err := change.DeleteAccessKey(ctx, old); err != nil {
 		return fmt.Errorf("deleting the access key: %w", err)
 	}
@@ -99,6 +107,40 @@ func (m *DomainMembers) DeleteAccessKey(ctx context.Context, id string) error {
 	}
 	m.Progress(fmt.Sprintf("access key %s of user %s is deleted", id, user.Name))
 	return nil
+}
+
+// remains refuses to leave a user without an access key that is of use: with
+// the last one goes what `trent domain renew-access-key` knows him by.
+func (m *DomainMembers) remains(ctx context.Context, user store.Principal, without string, all []store.AccessKey) error {
+	var unusable []store.AccessKey
+	for _, k := range all {
+		if k.ID == without || k.Status != store.AccessKeyActive {
+			continue
+		}
+		alone, err := m.alone(ctx, hsm.EKT(k.Secret).Generation(), "", true)
+		if err != nil {
+			return err
+		}
+		if !alone {
+			return nil
+		}
+		unusable = append(unusable, k)
+	}
+	if len(unusable) > 0 {
+		return notYet("user %s would have none but %s, which no member at hand can use: delete that one first, then run `trent domain renew-access-key --access-key-id %s`, or give the member that can use it a [[hsm-member]] table",
+			user.Name, listed(unusable), without)
+	}
+	return notYet("user %s would have no active access key: make one with `trent domain renew-access-key --access-key-id %s`", user.Name, without)
+}
+
+// changeOf begins a change of what access keys a user has. It writes the user's
+// row anew, so that of two that were decided on the same access keys one fails.
+func (m *DomainMembers) changeOf(ctx context.Context, user store.Principal) (*store.Change, error) {
+	change := m.DB.NewChange()
+	if err := change.UpdatePrincipal(ctx, user); err != nil {
+		return nil, fmt.Errorf("sealing the user: %w", err)
+	}
+	return change, nil
 }
 
 // accessKey returns an access key, its user and all of the user's.
@@ -132,7 +174,7 @@ func (m *DomainMembers) commitAccessKey(ctx context.Context, g *generations, eve
 		return fmt.Errorf("encoding an event: %w", err)
 	}
 	if err := m.Commit(ctx, m.event(g, event, details), change); errors.Is(err, store.ErrConflict) {
-		return fmt.Errorf("recording %s: somebody else changed access key %s at the same time: run this again", event, what.ID)
+		return fmt.Errorf("recording %s: somebody else changed the access keys of %s at the same time: run this again", event, what.Principal)
 	} else if err != nil {
 		return fmt.Errorf("recording %s: %w", event, err)
 	}

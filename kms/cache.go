@@ -55,6 +55,11 @@ type cache struct {
 	// may have changed, until it succeeds.
 	regenerate func(context.Context) error
 	outdated   atomic.Bool
+
+	// newAccessKeys is called by follow when it begins and when access keys may
+	// have changed, until it succeeds.
+	newAccessKeys func(context.Context) error
+	unnoticed     atomic.Bool
 }
 
 // key is a verified key row with its current backing key, and the set of all
@@ -150,6 +155,7 @@ func (c *cache) dropChanged(ctx context.Context) error {
 		c.backing.InvalidateAll()
 		c.accessKeys.InvalidateAll()
 		c.outdated.Store(true)
+		c.unnoticed.Store(true)
 	}
 	c.head.Store(head) // lower than before when the database was restored
 	return nil
@@ -167,10 +173,12 @@ func (c *cache) drop(change store.Changed) {
 		c.aliases.Invalidate(keyRef{account: change.Account, region: change.Region, alias: change.ID})
 	case store.KindAccessKey:
 		c.accessKeys.Invalidate(change.ID)
+		c.unnoticed.Store(true)
 	case store.KindGeneration:
 		c.outdated.Store(true)
 	default:
 		c.accessKeys.InvalidateAll()
+		c.unnoticed.Store(true)
 	}
 }
 
@@ -311,6 +319,7 @@ func (c *cache) alias(ctx context.Context, ref keyRef) (store.Alias, error) {
 // refused without an audit commit (a failed authentication) is not refused on
 // old rows for longer than interval.
 func (c *cache) follow(ctx context.Context, interval time.Duration, report func(error)) {
+	c.unnoticed.Store(true)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
@@ -323,14 +332,21 @@ func (c *cache) follow(ctx context.Context, interval time.Duration, report func(
 		if err == nil && seq != c.head.Load() {
 			err = c.catchUp(ctx)
 		}
-		if c.outdated.Swap(false) {
-			if failed := c.regenerate(ctx); failed != nil {
-				c.outdated.Store(true)
-				err = errors.Join(err, failed)
-			}
-		}
+		err = errors.Join(err, once(ctx, &c.outdated, c.regenerate), once(ctx, &c.unnoticed, c.newAccessKeys))
 		if err != nil && ctx.Err() == nil {
 			report(err)
 		}
 	}
+}
+
+// once does what is due, which stays due until it succeeds.
+func once(ctx context.Context, due *atomic.Bool, do func(context.Context) error) error {
+	if !due.Swap(false) {
+		return nil
+	}
+	err := do(ctx)
+	if err != nil {
+		due.Store(true)
+	}
+	return err
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/trent-kms/trent/sigv4"
 	"github.com/trent-kms/trent/store"
@@ -24,6 +27,10 @@ type credential struct {
 }
 
 type signingScope struct{ date, region string }
+
+// accessKeyForm is IAM's. What has another form names no access key, and need
+// not be a text that a database could look for.
+var accessKeyForm = regexp.MustCompile(`^[A-Za-z0-9_]{1,128}$`)
 
 // maxSigningKeys bounds a credential's signing keys: yesterday, today and
 // tomorrow (clock skew at midnight) in a handful of regions.
@@ -70,6 +77,9 @@ func (s *Service) credential(ctx context.Context, accessKeyID string) (*credenti
 	if cred, ok := s.cache.accessKeys.GetIfPresent(accessKeyID); ok {
 		return cred, nil
 	}
+	if !accessKeyForm.MatchString(accessKeyID) {
+		return nil, sigv4.ErrUnknownAccessKey
+	}
 	before := s.cache.head.Load()
 	accessKey, err := s.db.AccessKey(ctx, accessKeyID)
 	if errors.Is(err, store.ErrNotFound) {
@@ -88,4 +98,67 @@ func (s *Service) credential(ctx context.Context, accessKeyID string) (*credenti
 	cred := &credential{accessKey: accessKey, principal: principal, signing: map[signingScope]*sigv4.Key{}}
 	s.cache.insert(before, func() { s.cache.accessKeys.Set(accessKeyID, cred) })
 	return cred, nil
+}
+
+// administrators alarms when one has a new access key: who has the secret has
+// all rights, and nobody need have asked for it through the API.
+type administrators struct {
+	newest prometheus.Gauge
+	latest time.Time // what newest shows; the cache's follower has it
+}
+
+func newAdministrators(metrics prometheus.Registerer) (*administrators, error) {
+	a := &administrators{newest: prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "trent_kms_administrator_access_key_created_seconds",
+		Help: "When the newest access key of an administrator was made that this process has seen, in seconds since 1970.",
+	})}
+	if metrics == nil {
+		return a, nil
+	}
+	if err := metrics.Register(a.newest); err != nil {
+		return nil, fmt.Errorf("registering the metric of administrators: %w", err)
+	}
+	return a, nil
+}
+
+// noticeAdministrators looks for access keys of administrators that are newer
+// than those seen before. One that is deleted again has been seen all the same.
+// A row that is not as Trent wrote it has its own alarm: it is not asked for
+// again and again.
+func (s *Service) noticeAdministrators(ctx context.Context) error {
+	err := s.noticeNewest(ctx)
+	if tampered := (*store.ErrTampered)(nil); errors.As(err, &tampered) {
+		s.log.Error("looking for new access keys of administrators", "error", err)
+		return nil
+	}
+	return err
+}
+
+func (s *Service) noticeNewest(ctx context.Context) error {
+	users, err := s.db.Principals(ctx, s.cfg.Account)
+	if err != nil {
+		return fmt.Errorf("looking for new access keys of administrators: %w", err)
+	}
+	before := s.administrators.latest
+	for _, user := range users {
+		if !user.Admin {
+			continue
+		}
+		all, err := s.db.AccessKeys(ctx, user.Account, user.ID)
+		if err != nil {
+			return fmt.Errorf("looking for new access keys of administrator %s: %w", user.Name, err)
+		}
+		for _, k := range all {
+			if !before.IsZero() && k.Created.After(before) {
+				s.log.Warn("an administrator has a new access key", "user", user.ARN, "access_key", k.ID, "created", k.Created)
+			}
+			if k.Created.After(s.administrators.latest) {
+				s.administrators.latest = k.Created
+			}
+		}
+	}
+	if !s.administrators.latest.IsZero() {
+		s.administrators.newest.Set(float64(s.administrators.latest.UnixMilli()) / 1000)
+	}
+	return nil
 }

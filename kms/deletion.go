@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -89,28 +88,15 @@ func (s *Service) CancelKeyDeletion(ctx context.Context, call *Call, in *awskms.
 // deleteDue deletes the keys whose waiting period is over. Who asks for it is
 // only a hint: what is deleted is decided by the sealed rows and the clock.
 func (s *Service) deleteDue(ctx context.Context) error {
-	const atATime = 100
-	for {
-		due, err := s.db.KeysDueForDeletion(ctx, s.now(), atATime)
-		if err != nil {
-			return fmt.Errorf("looking for keys to delete: %w", err)
-		}
-		progress := false
-		var failures []error
-		for _, ref := range due {
-			switch err := s.deleteKey(ctx, ref); {
-			case err == nil:
-				progress = true
-			case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrConflict):
-				// Another host deleted it, or it was cancelled meanwhile.
-			default:
-				failures = append(failures, fmt.Errorf("deleting key %s: %w", ref.ID, err))
-			}
-		}
-		if len(failures) > 0 || len(due) < atATime || !progress {
-			return errors.Join(failures...)
-		}
+	find := func(after store.KeyRef, limit int) ([]store.KeyRef, error) {
+		return s.db.KeysDueForDeletion(ctx, s.now(), after, limit)
 	}
+	return slice(&s.cursors.deleting, within(ctx, 15*time.Second), find, func(ref store.KeyRef) error {
+		if err := passing(s.deleteKey(ctx, ref)); err != nil { // it may have been cancelled meanwhile
+			return fmt.Errorf("deleting key %s: %w", ref.ID, err)
+		}
+		return nil
+	})
 }
 
 func (s *Service) deleteKey(ctx context.Context, ref store.KeyRef) error {

@@ -149,10 +149,29 @@ func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string,
 	return nil
 }
 
+// exclusively runs f while no other process makes or destroys keys on tokens.
+// What f decides on it has to load itself.
+func (a *DomainAdmin) exclusively(ctx context.Context, f func() error) error {
+	release, err := a.DB.LockDomain(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
+	defer release()
+	return f()
+}
+
 // Create makes the next generation on this token and records it, or goes on
 // with one that is not active yet. Under the trusted profile the security officer
 // must have made its domain keys before: see hsm.MakeTrustedKeys.
-func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (store.DomainGeneration, error) {
+func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (made store.DomainGeneration, err error) {
+	err = a.exclusively(ctx, func() error {
+		made, err = a.create(ctx, profile)
+		return err
+	})
+	return made, err
+}
+
+func (a *DomainAdmin) create(ctx context.Context, profile hsm.Profile) (store.DomainGeneration, error) {
 	g, err := a.creatable(ctx, profile)
 	if err != nil {
 		return store.DomainGeneration{}, err

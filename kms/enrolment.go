@@ -17,6 +17,10 @@ import (
 // them; while one is missing it makes and shows the keys, and nothing else. It
 // can be run again after it was interrupted anywhere.
 func (m *DomainMembers) Enrol(ctx context.Context, confirmed []string) error {
+	return m.exclusively(ctx, func() error { return m.enrol(ctx, confirmed) })
+}
+
+func (m *DomainMembers) enrol(ctx context.Context, confirmed []string) error {
 	g, err := m.lead(ctx, "")
 	if err != nil {
 		return err
@@ -119,9 +123,9 @@ func (m *DomainMembers) Confirm(ctx context.Context, show func(each MemberAtHand
 		return nil, nil
 	}
 	for _, each := range m.Members {
-		public, err := each.Domain.EnrolmentKey(ctx, uint32(number)) // #nosec G115 -- counts up from 1
+		public, err := m.EnrolmentKey(ctx, each, uint32(number)) // #nosec G115 -- counts up from 1
 		if err != nil {
-			return nil, err //nolint:wrapcheck // says it all
+			return nil, err
 		}
 		fingerprint := hsm.Fingerprint(public)
 		if err := show(each, number, fingerprint); err != nil {
@@ -130,6 +134,16 @@ func (m *DomainMembers) Confirm(ctx context.Context, show func(each MemberAtHand
 		confirmed = append(confirmed, fingerprint)
 	}
 	return confirmed, nil
+}
+
+// EnrolmentKey returns the public half of a member's enrolment key for a
+// generation, and makes it where there is none: not while another machine does.
+func (m *DomainMembers) EnrolmentKey(ctx context.Context, of MemberAtHand, number uint32) (public []byte, err error) {
+	err = m.exclusively(ctx, func() (err error) {
+		public, err = of.Domain.EnrolmentKey(ctx, number)
+		return err //nolint:wrapcheck // says it all
+	})
+	return public, err
 }
 
 // compare returns the members' enrolment keys if every one of them is

@@ -2,7 +2,6 @@ package kms
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -142,25 +141,15 @@ func (s *Service) withExpiry(k *key) *key {
 
 // expireDue deletes imported material that has expired.
 func (s *Service) expireDue(ctx context.Context) error {
-	const atATime = 100
-	var after store.KeyRef
-	var failures []error
-	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); {
-		due, err := s.db.KeysWithExpiredMaterial(ctx, s.now(), after, atATime)
-		if err != nil {
-			return fmt.Errorf("looking for expired key material: %w", err)
-		}
-		for _, ref := range due {
-			if err := s.expireKey(ctx, ref); err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) {
-				failures = append(failures, fmt.Errorf("deleting expired material of key %s: %w", ref.ID, err))
-			}
-			after = ref
-		}
-		if len(due) < atATime || len(failures) >= atATime {
-			break
-		}
+	find := func(after store.KeyRef, limit int) ([]store.KeyRef, error) {
+		return s.db.KeysWithExpiredMaterial(ctx, s.now(), after, limit)
 	}
-	return errors.Join(failures...)
+	return slice(&s.cursors.expiring, within(ctx, 10*time.Second), find, func(ref store.KeyRef) error {
+		if err := passing(s.expireKey(ctx, ref)); err != nil {
+			return fmt.Errorf("deleting expired material of key %s: %w", ref.ID, err)
+		}
+		return nil
+	})
 }
 
 // expireKey deletes one expired material of a key; the sweep comes again for

@@ -62,6 +62,9 @@ func Initialise(ctx context.Context, cfg InitConfig) error {
 	}
 	cfg.Progress("making the domain keys and the MAC key in the HSM")
 	if err := cfg.Token.CreateDomain(ctx, d.ID); err != nil {
+		if device := (*hsm.DeviceError)(nil); errors.As(err, &device) {
+			err = fmt.Errorf("%w: the device's log says why (SoftHSM: is its disk full?); put that right, then run trent init again", err)
+		}
 		return fmt.Errorf("making the domain: %w", err)
 	}
 	failpoint.Hit("init.domain")

@@ -72,8 +72,10 @@ type Service struct {
 	budgets *budgets
 	usages  *usages
 
-	succession *succession
-	grantLanes [grantLaneCount]chan struct{}
+	succession     *succession
+	administrators *administrators
+	cursors        cursors
+	grantLanes     [grantLaneCount]chan struct{}
 }
 
 // New returns a Service. It starts nothing; see Run.
@@ -100,6 +102,10 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	administrators, err := newAdministrators(cfg.Metrics)
+	if err != nil {
+		return nil, err
+	}
 	cache, err := newCache(cfg.DB, cfg.Domain, cfg.Metrics)
 	if err != nil {
 		return nil, fmt.Errorf("making caches: %w", err)
@@ -115,9 +121,11 @@ func New(cfg Config) (*Service, error) {
 		budgets: newBudgets(cfg.DB, cfg.Logger, cfg.Metrics),
 		usages:  newUsages(cfg.DB),
 
-		succession: succession,
+		succession:     succession,
+		administrators: administrators,
 	}
 	s.cache.regenerate = s.FollowGenerations
+	s.cache.newAccessKeys = s.noticeAdministrators
 	s.budgets.renew = s.renew
 	for i := range s.grantLanes {
 		s.grantLanes[i] = make(chan struct{}, 1)
@@ -128,14 +136,29 @@ func New(cfg Config) (*Service, error) {
 // Ready reports whether the service can do its work: one operation in the HSM
 // and one round trip to the database; and the audit log goes on.
 func (s *Service) Ready(ctx context.Context) error {
-	if err := s.domain.Ping(ctx); err != nil {
-		return fmt.Errorf("asking the HSM: %w", err)
-	}
-	if err := s.audit.Err(); err != nil {
-		return fmt.Errorf("asking the audit log: %w", err)
-	}
-	if err := s.db.Ping(ctx); err != nil {
-		return fmt.Errorf("asking the database: %w", err)
+	for _, part := range []struct {
+		name string
+		ask  func(context.Context) error
+	}{
+		{"the HSM", s.domain.Ping},
+		{"the audit log", func(context.Context) error { return s.audit.Err() }},
+		{"the database", s.db.Ping},
+		{"the audit log", func(context.Context) error { return s.audit.Failing() }},
+	} {
+		if err := part.ask(ctx); err != nil {
+			return &NotReadyError{part.name, err}
+		}
 	}
 	return nil
 }
+
+// NotReadyError names the part without which no call can be answered.
+type NotReadyError struct {
+	Part string // "the HSM", "the database" or "the audit log"
+	Err  error
+}
+
+func (e *NotReadyError) Error() string { return "asking " + e.Part + ": " + e.Err.Error() }
+
+// Unwrap returns the part's own error.
+func (e *NotReadyError) Unwrap() error { return e.Err }

@@ -60,8 +60,9 @@ func (m *DomainMembers) reachable() []MemberAtHand {
 	return slices.DeleteFunc(slices.Clone(m.Members), func(m MemberAtHand) bool { return m.Err != nil })
 }
 
-// lead gives all members the proofs and chooses one that holds the active
-// generation, other than the one of serial, to seal what is written.
+// lead gives all members the proofs and chooses one to seal what is written: the
+// first of the candidates that holds the active generation, but not the one of
+// serial but.
 func (m *DomainMembers) lead(ctx context.Context, but string) (*generations, error) {
 	d, all, rows, err := m.DB.Domain(ctx)
 	if err != nil {
@@ -72,13 +73,16 @@ func (m *DomainMembers) lead(ctx context.Context, but string) (*generations, err
 	if active == nil {
 		return nil, errors.New("no generation is active: restore the database from a backup")
 	}
-	var faults []error
+	faults, proved := []error(nil), map[string]bool{}
 	for _, each := range m.reachable() {
 		if err := each.Domain.SetProofs(ctx, ProofsOf(all)); err != nil {
 			faults = append(faults, fmt.Errorf("member %s: %w", each.Name, err))
-			continue
+		} else {
+			proved[each.Info.Serial] = each.Info.Serial != but
 		}
-		if each.Info.Serial == but {
+	}
+	for _, each := range m.candidates(ctx, g) {
+		if !proved[each.Info.Serial] {
 			continue
 		}
 		if err := each.Domain.SetActive(ctx, uint32(active.Number)); err != nil { // #nosec G115 -- ours
@@ -94,6 +98,31 @@ func (m *DomainMembers) lead(ctx context.Context, but string) (*generations, err
 	}
 	m.DB.SetSealer(d.ID, m.Member)
 	return g, m.holdsActive(ctx, g)
+}
+
+// candidates are the members at hand, first those that are enrolled and, of
+// them, those that hold the most: until rows are sealed anew, they may be under
+// a generation that a member which came later has never had, and that one would
+// take them for forged.
+func (m *DomainMembers) candidates(ctx context.Context, g *generations) []MemberAtHand {
+	rank := map[string]int{}
+	all := m.reachable()
+	for _, each := range all {
+		held, err := each.Domain.Generations(ctx)
+		if err != nil {
+			continue // it says so itself if it is to lead
+		}
+		for _, h := range held {
+			if _, err := g.of(int64(h.Number)); err == nil && h.MAC {
+				rank[each.Info.Serial]++
+			}
+		}
+	}
+	for _, row := range g.enrolled() {
+		rank[row.Serial] += len(g.all)
+	}
+	slices.SortStableFunc(all, func(a, b MemberAtHand) int { return rank[b.Info.Serial] - rank[a.Info.Serial] })
+	return all
 }
 
 // enrolled are the members that are there.
@@ -169,6 +198,10 @@ func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
 // lost, and that with it. One that was removed as lost and has turned up is the
 // last to have it, and is not emptied either.
 func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) error {
+	return m.exclusively(ctx, func() error { return m.remove(ctx, serial, lost) })
+}
+
+func (m *DomainMembers) remove(ctx context.Context, serial string, lost bool) error {
 	g, err := m.lead(ctx, serial)
 	if err != nil {
 		return err
@@ -189,10 +222,15 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) er
 	}
 	if g.members[i].State == store.MemberEnrolled {
 		if needed != "" && !lost {
-			return notYet("%s: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay, or, if it is gone for good, is removed with --lost", needed)
+			return notYet("%s: add another that holds it to this configuration (`trent domain status` lists their tokens); if there is none, this member has to stay, or, if it is gone for good, is removed with --lost (docs/operations.md, \"A member that has to stay\")", needed)
 		}
 		if needed != "" {
 			m.Progress("lost with the member: " + needed)
+		}
+		if err := m.copiesWithout(ctx, g, serial); err != nil && !lost {
+			return err
+		} else if err != nil {
+			m.Progress(err.Error())
 		}
 		now := m.now()
 		g.members[i].State, g.members[i].Removed, g.members[i].RemovedBy = store.MemberRemoved, &now, m.Operator
@@ -201,7 +239,7 @@ func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) er
 				g.all[j].SetTokens(slices.DeleteFunc(held, func(s string) bool { return s == serial }))
 			}
 		}
-		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Lost: lost, Operator: m.Operator}); err != nil {
+		if err := m.writeOf(ctx, g, "RemoveDomainMember", memberEvent{Serial: serial, Label: g.members[i].Label, Lost: lost, LostWith: needed, Operator: m.Operator}); err != nil {
 			return err
 		}
 		failpoint.Hit("enrol.removed")
@@ -216,6 +254,7 @@ type memberEvent struct {
 	Fingerprint string `json:"fingerprint,omitempty"`
 	Generation  int64  `json:"domainKeyGeneration,omitempty"`
 	Lost        bool   `json:"lost,omitempty"`
+	LostWith    string `json:"lostWith,omitempty"` // what it alone held
 	Operator    string `json:"operator"`
 }
 
@@ -252,11 +291,33 @@ func (m *DomainMembers) needed(ctx context.Context, g *generations, member store
 			return "", err
 		}
 		if alone {
+			if !keys && use.MACs == 0 {
+				return fmt.Sprintf("of the members at hand this one alone holds generation %d, whose MAC key is what the audit log of its time is verified with, and can be carried to no other member", row.Number), nil
+			}
 			return fmt.Sprintf("of the members at hand this one alone holds generation %d, which %d keys, %d rows%s need",
 				row.Number, use.EKTs, use.MACs, map[bool]string{true: " and the audit log", false: ""}[logged]), nil
 		}
 	}
 	return "", nil
+}
+
+// copiesWithout refuses to leave keys on one token of which nobody has confirmed
+// a backup: a generation that was enrolled has none, since two had it.
+func (m *DomainMembers) copiesWithout(ctx context.Context, g *generations, serial string) error {
+	uses, err := m.DB.GenerationUses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, row := range g.all {
+		held := row.Tokens()
+		used := row.State == store.GenerationActive || row.State == store.GenerationCreated || uses[uint32(row.Number)].EKTs > 0 // #nosec G115 -- ours
+		left := slices.DeleteFunc(slices.Clone(held), func(s string) bool { return s == serial })
+		if used && len(left) == 1 && len(held) > 1 && row.BackupConfirmed == nil {
+			return notYet("without this member only token %s holds generation %d: were it lost, so would be every key under it. Back that token up with the vendor's tool, then run `trent domain confirm-backup --generation %d` with its [[hsm-member]] table first",
+				left[0], row.Number, row.Number)
+		}
+	}
+	return nil
 }
 
 // heldBy are the generations that a member has something of; none if it is not

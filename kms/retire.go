@@ -19,6 +19,10 @@ import (
 // the serial numbers of tokens that are no more, as an officer says. It can be
 // called again, and has to be while a token is left that may hold something.
 func (m *DomainMembers) Retire(ctx context.Context, number int64, retention time.Duration, gone ...string) error {
+	return m.exclusively(ctx, func() error { return m.retire(ctx, number, retention, gone) })
+}
+
+func (m *DomainMembers) retire(ctx context.Context, number int64, retention time.Duration, gone []string) error {
 	g, err := m.lead(ctx, "")
 	if err != nil {
 		return err
@@ -44,6 +48,10 @@ func (m *DomainMembers) Retire(ctx context.Context, number int64, retention time
 			return err
 		}
 		if which, err = g.of(number); err != nil {
+			return err
+		}
+		// Again: a host that does not follow may have wrapped a key meanwhile.
+		if keepMAC, err = m.retirable(ctx, which, retention); err != nil {
 			return err
 		}
 	}

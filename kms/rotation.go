@@ -243,26 +243,16 @@ func (s *Service) rotationEvent(k *key, next store.BackingKey, kind types.Rotati
 // and on how many hosts is all the same: what is rotated is decided by the
 // sealed rows and the clock, and the commit of a rotation moves the date.
 func (s *Service) rotateDue(ctx context.Context) error {
-	const atATime = 100
-	var after store.KeyRef
-	var failures []error
-	// What a long downtime has left over is the next sweep's: it is near.
-	for until := time.Now().Add(30 * time.Second); time.Now().Before(until); {
-		due, err := s.db.KeysDueForRotation(ctx, s.now(), after, atATime)
-		if err != nil {
-			return fmt.Errorf("looking for keys to rotate: %w", err)
-		}
-		for _, ref := range due {
-			if err := s.rotateIfDue(ctx, ref); err != nil {
-				failures = append(failures, fmt.Errorf("rotating key %s: %w", ref.ID, err))
-			}
-			after = ref
-		}
-		if len(due) < atATime || len(failures) >= atATime {
-			break
-		}
+	find := func(after store.KeyRef, limit int) ([]store.KeyRef, error) {
+		return s.db.KeysDueForRotation(ctx, s.now(), after, limit)
 	}
-	return errors.Join(failures...)
+	// What a long downtime has left over is the next sweep's: it is near.
+	return slice(&s.cursors.rotating, within(ctx, 30*time.Second), find, func(ref store.KeyRef) error {
+		if err := s.rotateIfDue(ctx, ref); err != nil {
+			return fmt.Errorf("rotating key %s: %w", ref.ID, err)
+		}
+		return nil
+	})
 }
 
 func (s *Service) rotateIfDue(ctx context.Context, ref store.KeyRef) error {

@@ -94,7 +94,7 @@ func (s *Service) succeed(ctx context.Context) error {
 	for _, g := range all {
 		if uint32(g.Number) == active { // #nosec G115 -- ours
 			to = g.Profile
-		} else if g.State == store.GenerationSuperseded && g.Profile == string(hsm.Trusted) {
+		} else if (g.State == store.GenerationSuperseded || g.State == store.GenerationRetiring) && g.Profile == string(hsm.Trusted) {
 			from = append(from, uint32(g.Number)) // #nosec G115 -- as above
 		}
 	}
@@ -148,32 +148,19 @@ func (s *Service) pace(ctx context.Context, done int) {
 }
 
 func (s *Service) moveKeys(ctx context.Context, from []uint32, to uint32) error {
-	const atATime = 100
-	var after store.KeyRef
-	var failures []error
-	for ctx.Err() == nil && len(failures) < atATime {
-		found, err := s.db.KeysUnder(ctx, from, after, atATime)
-		if err != nil {
-			failures = append(failures, unlessOver(ctx, err))
-			break
-		}
-		for _, ref := range found {
-			if ctx.Err() != nil {
-				break
-			}
-			n, err := s.moveKey(ctx, ref, to)
-			if err != nil && ctx.Err() == nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound) {
-				failures = append(failures, fmt.Errorf("moving key %s to generation %d: %w", ref.ID, to, err))
-			}
-			after = ref
-			s.succession.moved.Add(float64(n))
-			s.pace(ctx, 1+n)
-		}
-		if len(found) < atATime {
-			break
-		}
+	find := func(after store.KeyRef, limit int) ([]store.KeyRef, error) {
+		found, err := s.db.KeysUnder(ctx, from, after, limit)
+		return found, unlessOver(ctx, err)
 	}
-	return errors.Join(failures...)
+	return slice(&s.cursors.moving, func() bool { return ctx.Err() != nil }, find, func(ref store.KeyRef) error {
+		n, err := s.moveKey(ctx, ref, to)
+		s.succession.moved.Add(float64(n))
+		s.pace(ctx, 1+n)
+		if err := unlessOver(ctx, passing(err)); err != nil {
+			return fmt.Errorf("moving key %s to generation %d: %w", ref.ID, to, err)
+		}
+		return nil
+	})
 }
 
 // moveKey wraps all material of a key under a generation, in one change. A
@@ -228,34 +215,21 @@ func (s *Service) moveKey(ctx context.Context, ref store.KeyRef, to uint32) (mov
 }
 
 func (s *Service) moveAccessKeys(ctx context.Context, from []uint32, to uint32) error {
-	const atATime = 100
-	after := ""
-	var failures []error
-	for ctx.Err() == nil && len(failures) < atATime {
-		found, err := s.db.AccessKeysUnder(ctx, from, after, atATime)
-		if err != nil {
-			failures = append(failures, unlessOver(ctx, err))
-			break
-		}
-		for _, id := range found {
-			if ctx.Err() != nil {
-				break
-			}
-			err := s.moveAccessKey(ctx, id, to)
-			switch {
-			case err == nil:
-				s.succession.moved.Inc()
-			case ctx.Err() == nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrNotFound):
-				failures = append(failures, fmt.Errorf("moving access key %s to generation %d: %w", id, to, err))
-			}
-			after = id
-			s.pace(ctx, 1)
-		}
-		if len(found) < atATime {
-			break
-		}
+	find := func(after string, limit int) ([]string, error) {
+		found, err := s.db.AccessKeysUnder(ctx, from, after, limit)
+		return found, unlessOver(ctx, err)
 	}
-	return errors.Join(failures...)
+	return slice(&s.cursors.movingAccessKeys, func() bool { return ctx.Err() != nil }, find, func(id string) error {
+		err := s.moveAccessKey(ctx, id, to)
+		if err == nil {
+			s.succession.moved.Inc()
+		}
+		s.pace(ctx, 1)
+		if err := unlessOver(ctx, passing(err)); err != nil {
+			return fmt.Errorf("moving access key %s to generation %d: %w", id, to, err)
+		}
+		return nil
+	})
 }
 
 func (s *Service) moveAccessKey(ctx context.Context, id string, to uint32) error {

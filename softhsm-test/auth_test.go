@@ -29,6 +29,17 @@ func TestUnknownAccessKey(t *testing.T) {
 	}
 }
 
+// A stranger's bytes that no database text can hold are his fault.
+func TestAccessKeyOfNoText(t *testing.T) {
+	d := shared(t)
+	for _, id := range []string{"AKIA\xff\xfe", "AKIA\xc3\xa9", "AKIA AKIA", "%00"} {
+		a := d.raw(t, request{operation: "ListKeys", body: []byte(`{}`), after: func(r *http.Request) {
+			r.Header.Set("Authorization", strings.Replace(r.Header.Get("Authorization"), d.admin.ID, id, 1))
+		}})
+		a.want(t, 400, "UnrecognizedClientException")
+	}
+}
+
 func TestSignatureFaults(t *testing.T) {
 	d := shared(t)
 	set := func(name, value string) func(*http.Request) {

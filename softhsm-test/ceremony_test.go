@@ -42,6 +42,9 @@ func (d *deployment) officer(t *testing.T, answers []typed, args ...string) (scr
 			answered = seen.Len()
 			lines := strings.Split(strings.TrimSuffix(new, "\n   > "), "\n")
 			text := answerTo(t, answers, lines[len(lines)-1], new)
+			if generation, member, read := strings.Cut(strings.TrimPrefix(text, "READ "), " of "); read {
+				text = fingerprint.FindString(d.mustDomain(t, "fingerprint", "--generation", generation, "--member", member))
+			}
 			if text == "" {
 				_ = keyboard.Close()
 			} else if _, err := io.WriteString(keyboard, text+"\n"); err != nil {
@@ -65,7 +68,10 @@ func answerTo(t *testing.T, answers []typed, prompt, screen string) string {
 			continue
 		}
 		if shown := shownInRehearsal.FindStringSubmatch(screen); a.text == "SHOWN" && shown != nil {
-			return shown[1][len(shown[1])-6:]
+			if strings.Contains(prompt, "the last 6 characters") {
+				return shown[1][len(shown[1])-6:]
+			}
+			return shown[1]
 		}
 		return a.text
 	}
@@ -169,10 +175,10 @@ func TestCeremony(t *testing.T) {
 	key := createKey(t, c)
 	blob := encrypt(t, c, *key.KeyId, marker, nil)
 	d.mustDomain(t, "rotate", "--no-wait")
-	if screen, err := d.officer(t, routine("", ""), "backup", "--transcript", at("backup.txt")); err != nil {
+	if screen, err := d.officer(t, routine("", ""), "backup", "--operator", "A. Officer", "--transcript", at("backup.txt")); err != nil {
 		t.Fatalf("%v\n%s", err, screen)
 	}
-	wantTranscript(t, at("backup.txt"), []string{"confirmed for generation 2"})
+	wantTranscript(t, at("backup.txt"), []string{"confirmed for generation 2", "the operator is A. Officer"})
 	d.mustDomain(t, "activate", "--generation", "2")
 	d.followed(t, 2, c)
 	pair := must(c.CreateKey(t.Context(), &kms.CreateKeyInput{KeySpec: types.KeySpecEccNistP256, KeyUsage: types.KeyUsageTypeSignVerify}))(t)
@@ -191,6 +197,42 @@ func TestCeremony(t *testing.T) {
 	}, d.admin.Secret)
 	restored.serve(t)
 	wantDecrypt(t, restored.client(t), blob, marker, nil)
+}
+
+// TestCeremonyEnrol: a member is added by people who read its fingerprint on
+// another machine, all of it, while the ceremony waits.
+func TestCeremonyEnrol(t *testing.T) {
+	d := newDeployment(t, "")
+	d.members(t, map[string]string{"first": d.conf, "second": d.another(t, "second")})
+	hold := func(transcript string, answers ...typed) (screen, text string, err error) {
+		path := filepath.Join(d.dir, transcript)
+		screen, err = d.officer(t, append(answers, routine("", "")...), "enrol", "--operator", "A. Officer", "--transcript", path)
+		return screen, wantTranscript(t, path, nil, userPIN, officerPIN), err
+	}
+	first := typed{"Type the fingerprint of member first", "READ 2 of first"}
+	shown := fingerprint.FindString(d.mustDomain(t, "fingerprint", "--generation", "2", "--member", "second"))
+	for _, wrong := range []string{shown[len(shown)-6:], strings.Repeat("0000-", 15) + "0000"} {
+		if screen, _, err := hold(wrong+".txt", first, typed{"fingerprint of member second", wrong}); err == nil || !strings.Contains(screen, "abandoned") {
+			t.Errorf("%s was taken for a fingerprint: %v\n%s", wrong, err, screen)
+		}
+	}
+	no := typed{"This machine was installed for the purpose", "no"}
+	second := typed{"Type the fingerprint of member second", "READ 2 of second"}
+	if screen, _, err := hold("no.txt", first, second, no); err == nil {
+		t.Errorf("a no:\n%s", screen)
+	}
+	if all := d.generations(t); len(all) != 1 {
+		t.Fatalf("made before people agreed: %+v", all)
+	}
+	screen, text, err := hold("enrolment.txt", first, second)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, screen)
+	}
+	list := d.memberList(t)
+	wantSaid(t, text, "A. Officer (security officer), B. Witness (auditor)", "the operator is A. Officer", "the fingerprint of member second is "+shown,
+		"serial number "+list["second"].Serial+": SoftHSM project SoftHSM v2, firmware ", "making generation 2 on member first, for 2 members", "generation 2 is active",
+		"only token "+list["first"].Serial+" can use what generation 1 wraps", "serial number "+list["second"].Serial+": enrolled; whole generations: 2", "the ceremony is complete")
+	d.holds(t, map[string][]int{"first": {1, 2}, "second": {2}})
 }
 
 // TestCeremonyInterrupted: Ctrl-C at a question is a no.
@@ -230,11 +272,11 @@ func TestCeremonyRehearsal(t *testing.T) {
 	dir := t.TempDir()
 	d := &deployment{dir: dir}
 	cmd := []string{"rehearsal", "--transcript", filepath.Join(dir, "rehearsal.txt")}
-	screen, err := d.officer(t, routine("SHOWN", "SHOWN"), cmd...)
+	screen, err := d.officer(t, append(routine("SHOWN", "SHOWN"), typed{"Type the fingerprint of member", "SHOWN"}), cmd...)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, screen)
 	}
-	wantTranscript(t, filepath.Join(dir, "rehearsal.txt"), []string{"THIS IS A REHEARSAL", "confirmed for generation 1", "of admin opens", "the ceremony is complete"})
+	wantTranscript(t, filepath.Join(dir, "rehearsal.txt"), []string{"THIS IS A REHEARSAL", "confirmed for generation 1", "the fingerprint of member second is ", "generation 2 is active", "of admin opens", "the ceremony is complete"})
 	folder := regexp.MustCompile(`/\S*trent-rehearsal-\w+`).FindString(screen)
 	if _, err := os.Stat(folder); folder == "" || !os.IsNotExist(err) {
 		t.Errorf("the rehearsal left its folder %q: %v", folder, err)

@@ -283,14 +283,23 @@ func TestRotateTrustedDomainKeys(t *testing.T) {
 	}
 	mac := must(a.CreateKey(context.Background(), &kms.CreateKeyInput{KeySpec: types.KeySpecHmac224, KeyUsage: types.KeyUsageTypeGenerateVerifyMac}))(t)
 	tag := must(a.GenerateMac(context.Background(), &kms.GenerateMacInput{KeyId: mac.KeyMetadata.KeyId, Message: []byte(marker), MacAlgorithm: types.MacAlgorithmSpecHmacSha224}))(t)
+	// More than are told of in a slice, of keys that come before all others.
+	must(d.pool.Exec(t.Context(), `
+		INSERT INTO keys SELECT (jsonb_populate_record(k, jsonb_build_object('account', '000000000000', 'id', 'forged-' || n))).*
+		FROM keys k, generate_series(1, 120) n WHERE id = $1`, first))(t)
+	must(d.pool.Exec(t.Context(), `
+		INSERT INTO backing_keys SELECT (jsonb_populate_record(b, jsonb_build_object('account', '000000000000', 'key_id', 'forged-' || n, 'id', gen_random_uuid()))).*
+		FROM backing_keys b, generate_series(1, 120) n WHERE key_id = $1 AND number = 0`, first))(t)
 	stop := busy(t, a)
 	d.rotated(t, "3")
 	d.followed(t, 3, a, b)
 	must(0, d.servers[1].cmd.Process.Kill())(t) // whichever host was at it, the other goes on
 	d.until(t, "moving the keys", func(all map[int64]generationStatus) bool {
-		return all[2].WrappedKeys == 0 && all[2].SealedRows == 0
+		return all[2].WrappedKeys == 120 && all[2].SealedRows == 240
 	})
 	stop()
+	must(d.pool.Exec(t.Context(), "DELETE FROM backing_keys WHERE account = '000000000000'"))(t)
+	must(d.pool.Exec(t.Context(), "DELETE FROM keys WHERE account = '000000000000'"))(t)
 	if got := d.ektGeneration(t, first); got != 3 {
 		t.Errorf("a key is under generation %d", got)
 	}

@@ -100,6 +100,10 @@ func TestFirstMemberLost(t *testing.T) {
 	d.refusedDomain(t, "alone holds generation 1", "remove-member", "--serial", serial)
 	d.members(t, map[string]string{"second": second})
 	wantSaid(t, d.mustDomain(t, "remove-member", "--lost", "--serial", serial), "lost with the member", "1 keys")
+	givenUp := "record->>'eventName' = 'RemoveDomainMember' AND record->'serviceEventDetails'->>'lostWith' LIKE $1"
+	if n := len(d.records(t, givenUp, "%alone holds generation 1, which 1 keys%")); n != 1 {
+		t.Errorf("%d records say what was lost with the member", n)
+	}
 	s = d.serve(t)
 	c = d.client(t)
 	blob := encrypt(t, c, *createKey(t, c).KeyId, marker, nil)

@@ -54,6 +54,9 @@ func TestRestartOfPostgres(t *testing.T) {
 		t.Error("a call was answered although it could not be recorded")
 	}
 	wantStatus(t, s.adminURL+"/readyz", 503)
+	if _, body := get(s.adminURL + "/readyz"); !strings.HasPrefix(string(body), "not ready: the database") {
+		t.Errorf("/readyz does not say what is not ready: %s", body)
+	}
 	wantStatus(t, s.adminURL+"/healthz", 200)
 }
 

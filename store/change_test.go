@@ -88,7 +88,7 @@ func TestDeleteKeyTakesAllWithIt(t *testing.T) {
 	k, hbk := insertKey(t, db, "k1")
 	insertKey(t, db, "k2")
 	head := must(t, db, func(c *Change) error { return c.InsertAlias(ctx, alias(k, "alias/a")) })
-	due, err := db.KeysDueForDeletion(ctx, time.Now().Add(time.Hour), 1)
+	due, err := db.KeysDueForDeletion(ctx, time.Now().Add(time.Hour), KeyRef{}, 1)
 	if err != nil || len(due) != 1 || due[0].ID != "k1" {
 		t.Errorf("due %v, %v", due, err)
 	}

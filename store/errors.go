@@ -37,8 +37,12 @@ var (
 	ErrHostTaken = errors.New("another live process writes audit records as this host")
 	// ErrInitRunning says that another process is setting the database up.
 	ErrInitRunning = errors.New("another trent init is running: wait until it has ended")
+	// ErrDomainBusy says that another process is changing what tokens hold.
+	ErrDomainBusy = errors.New("another `trent domain` or `trent ceremony` is making or destroying keys on the tokens: wait until it has ended, look at `trent domain status`, then run this again")
 	// ErrUnavailable says that Postgres was not reached, or went away.
 	ErrUnavailable = errors.New("Postgres is not available")
+	// ErrDiskFull says that Postgres refused a statement for want of room.
+	ErrDiskFull = errors.New("the disk of Postgres is full")
 	// ErrInDoubt says that the connection was lost while the transaction was
 	// being committed: it may have happened. It comes with ErrUnavailable.
 	ErrInDoubt = errors.New("outcome of the commit is unknown")
@@ -90,7 +94,6 @@ func (e *ErrSetting) Error() string {
 // nextSteps says what an operator can do about errors that are not ours.
 // Keys are SQLSTATE codes (Postgres manual, appendix A).
 var nextSteps = map[string]string{
-	"53100": "the disk of Postgres is full: free space there; Trent goes on by itself",
 	"53200": "Postgres is out of memory: give it more, or lower its work_mem and max_connections",
 	"53300": "Postgres has no connection left: raise its max_connections, or lower Trent's",
 	"25006": "Postgres is read-only: point the database URL at the primary",
@@ -121,6 +124,10 @@ func sqlFault(err error, pg *pgconn.PgError) error {
 		return fmt.Errorf("%s: %w", next, err)
 	}
 	switch {
+	case pg.Code == "53100":
+		return fmt.Errorf("%w: free space there; trent serve goes on by itself, any other command must be run again: %w", ErrDiskFull, err)
+	case strings.HasPrefix(pg.Code, "58"), strings.HasPrefix(pg.Code, "XX"): // system errors, internal errors
+		return fmt.Errorf("Postgres itself is in trouble: see its log, and whether its disk is full: %w", err)
 	case pg.Code == "23505" && pg.TableName == "audit_batches":
 		return fmt.Errorf("%w: %w", ErrAuditTaken, err)
 	case pg.Code == "23505":

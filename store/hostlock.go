@@ -54,21 +54,41 @@ func (db *DB) lock(ctx context.Context, class int32, name string, wait time.Dura
 	return nil, fault(err)
 }
 
-// initLockClass is the first half of the key of the set-up's lock.
-const initLockClass = 0x74726969 // "trii"
+// The first halves of the keys of locks that one process has for as long as it
+// sets up or changes what is on tokens.
+const (
+	initLockClass   = 0x74726969 // "trii"
+	domainLockClass = 0x74726964 // "trid"
+)
 
-// initLockWait is for a set-up that was killed a moment ago.
-const initLockWait = time.Second
+// How long another process is waited for: a set-up that was killed a moment
+// ago; an officer's other command, which talks to every token.
+const (
+	initLockWait   = time.Second
+	domainLockWait = 15 * time.Second
+)
 
 // LockInit lets one process at a time set the database up, or answers
 // ErrInitRunning. release gives the lock up.
 func (db *DB) LockInit(ctx context.Context) (release func(), err error) {
-	conn, err := db.lock(ctx, initLockClass, "init", initLockWait)
+	return db.lockAlone(ctx, initLockClass, "init", initLockWait, ErrInitRunning)
+}
+
+// LockDomain lets one process at a time make or destroy objects on tokens by
+// what the generations' rows say, or answers ErrDomainBusy: tokens know no
+// transactions, and two that make the same keys leave them double. release
+// gives the lock up.
+func (db *DB) LockDomain(ctx context.Context) (release func(), err error) {
+	return db.lockAlone(ctx, domainLockClass, "domain", domainLockWait, ErrDomainBusy)
+}
+
+func (db *DB) lockAlone(ctx context.Context, class int32, name string, wait time.Duration, taken error) (release func(), err error) {
+	conn, err := db.lock(ctx, class, name, wait)
 	if err != nil {
-		return nil, fmt.Errorf("locking the set-up: %w", err)
+		return nil, fmt.Errorf("locking the %s: %w", name, err)
 	}
 	if conn == nil {
-		return nil, ErrInitRunning
+		return nil, taken
 	}
 	return func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)

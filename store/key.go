@@ -91,13 +91,14 @@ func (db *DB) ListKeys(ctx context.Context, account, region, afterID string, lim
 	return ids, nil
 }
 
-// KeysDueForDeletion returns up to limit keys whose deletion date has come,
-// the oldest first. It is a hint: load the key and look before deleting it.
-func (db *DB) KeysDueForDeletion(ctx context.Context, now time.Time, limit int) ([]KeyRef, error) {
+// KeysDueForDeletion returns up to limit keys after the key after whose deletion
+// date has come, by account, region and id. It is a hint: load the key and look
+// before deleting it.
+func (db *DB) KeysDueForDeletion(ctx context.Context, now time.Time, after KeyRef, limit int) ([]KeyRef, error) {
 	rows, _ := db.pool.Query(ctx, `
 		SELECT account, region, id FROM keys
-		WHERE deletion_date <= $1
-		ORDER BY deletion_date LIMIT $2`, now, limit)
+		WHERE deletion_date <= $1 AND (account, region, id) > ($2, $3, $4)
+		ORDER BY account, region, id LIMIT $5`, now, after.Account, after.Region, after.ID, limit)
 	due, err := pgx.CollectRows(rows, pgx.RowToStructByPos[KeyRef])
 	if err != nil {
 		return nil, fmt.Errorf("looking for keys due for deletion: %w", fault(err))

@@ -6,6 +6,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync/atomic"
@@ -112,7 +113,11 @@ func (db *DB) CheckDurable(ctx context.Context) error {
 		var value string
 		err := db.pool.QueryRow(ctx, "SELECT current_setting($1)", d.setting).Scan(&value)
 		if err != nil {
-			return fmt.Errorf("asking Postgres for %s (is it running, and is the database URL right?): %w", d.setting, fault(err))
+			err = fault(err)
+			if errors.Is(err, ErrUnavailable) {
+				err = fmt.Errorf("is it running, and is the database URL right? %w", err)
+			}
+			return fmt.Errorf("asking Postgres for %s: %w", d.setting, err)
 		}
 		if value == d.refused {
 			return &ErrSetting{Setting: d.setting, Value: value, Next: d.next}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/kms"
 )
 
 const (
@@ -44,7 +46,11 @@ func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if err := r.now(req.Context()); err != nil {
 		// The reason is in the log, but for the members': it may name hosts.
-		http.Error(w, "not ready\n"+r.describe(), http.StatusServiceUnavailable)
+		what := ""
+		if part := (*kms.NotReadyError)(nil); errors.As(err, &part) {
+			what = ": " + part.Part
+		}
+		http.Error(w, "not ready"+what+"\n"+r.describe(), http.StatusServiceUnavailable)
 		return
 	}
 	_, _ = io.WriteString(w, "ready\n"+r.describe())

@@ -26,7 +26,12 @@ type ceremonyCmd struct {
 	Enrol     ceremonyEnrolCmd     `cmd:"" help:"Add a member: make a generation of the domain keys that all configured tokens hold."`
 	Backup    ceremonyBackupCmd    `cmd:"" help:"Back up the HSM and confirm it for the generations that need it."`
 	Recovery  ceremonyRecoveryCmd  `cmd:"" help:"Check that a restored token and a restored database belong together and open what they hold."`
-	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse set-up, backup and recovery on a throw-away token and database."`
+	Rehearsal ceremonyRehearsalCmd `cmd:"" help:"Rehearse set-up, backup, adding a member and recovery on throw-away tokens and a database."`
+}
+
+// Help implements kong.HelpProvider.
+func (*ceremonyCmd) Help() string {
+	return "Rehearse first: that changes nothing on this machine.\n\nExample:\n\n    trent ceremony rehearsal --transcript rehearsal.txt"
 }
 
 type transcriptFlag struct {
@@ -137,11 +142,11 @@ type ceremony struct {
 }
 
 // compared is compare, but for a rehearsal.
-func (s ceremony) compared(what, value, source string) error {
+func (s ceremony) compared(what, value, source string, last int) error {
 	if s.rehearsed {
 		_, _ = fmt.Fprintf(s.out, "   (In this rehearsal: %s shows %s.)\n", source, value)
 	}
-	return s.compare(what, value, source, ends)
+	return s.compare(what, value, source, last)
 }
 
 // present records who is there and what does the work.
@@ -153,6 +158,9 @@ func (s ceremony) present() error {
 		return err
 	}
 	if err := s.agree("At least two people are present, and both can see this screen."); err != nil {
+		return err
+	}
+	if err := s.fact("in the audit log this process is %s and the operator is %s", s.cfg.host, s.cfg.operator); err != nil {
 		return err
 	}
 	if err := s.begin("The programs"); err != nil {
@@ -241,7 +249,7 @@ func (s ceremony) token(ctx context.Context) error {
 	if err := s.fact("token %q, %s %s, firmware %s", report.Token.Label, report.Token.Manufacturer, report.Token.Model, report.Token.Firmware); err != nil {
 		return err
 	}
-	return s.compared("the token's serial number", report.Token.Serial, "the device or the vendor's tool")
+	return s.compared("the token's serial number", report.Token.Serial, "the device or the vendor's tool", ends)
 }
 
 func (s ceremony) backup(ctx context.Context) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -36,11 +37,12 @@ func (s ceremony) enrol(ctx context.Context, m *membersSession) error {
 		return err
 	}
 	confirmed, err := m.Confirm(ctx, func(each kms.MemberAtHand, generation int64, fingerprint string) error {
-		if err := s.fact("member %s, token %q, serial number %s", each.Name, each.Info.Label, each.Info.Serial); err != nil {
+		if err := s.fact("member %s, token %q, serial number %s: %s %s, firmware %s", each.Name, each.Info.Label, each.Info.Serial,
+			each.Info.Manufacturer, each.Info.Model, each.Info.Firmware); err != nil {
 			return err
 		}
 		// All of it: pairs whose fingerprints end alike are made in minutes.
-		return s.compare(fmt.Sprintf("the fingerprint of member %s", each.Name), fingerprint,
+		return s.compared(fmt.Sprintf("the fingerprint of member %s", each.Name), fingerprint,
 			fmt.Sprintf("another machine: trent domain fingerprint --generation %d --member %s", generation, each.Name), len(fingerprint))
 	})
 	if err != nil {
@@ -52,7 +54,9 @@ func (s ceremony) enrol(ctx context.Context, m *membersSession) error {
 	if err := s.agree("This machine was installed for the purpose, or is trusted as one that was: for as long as the next step runs, it could have the new keys wrapped for somebody else."); err != nil {
 		return err
 	}
-	if err := m.enrol(ctx, confirmed); err != nil {
+	var unwritten error
+	m.Progress = func(step string) { unwritten = errors.Join(unwritten, s.fact("%s", step)) }
+	if err := errors.Join(m.enrol(ctx, confirmed), unwritten); err != nil {
 		return err
 	}
 	return s.members(ctx, m)

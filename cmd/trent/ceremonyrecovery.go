@@ -19,7 +19,7 @@ func (s ceremony) recovery(ctx context.Context) error {
 		if err := s.begin("What was restored"); err != nil {
 			return err
 		}
-		if err := s.compared("the deployment's id", uuid.UUID(d.deployment.ID).String(), "the transcript of the set-up"); err != nil {
+		if err := s.compared("the deployment's id", uuid.UUID(d.deployment.ID).String(), "the transcript of the set-up", ends); err != nil {
 			return err
 		}
 		all, err := s.generations(ctx, d)

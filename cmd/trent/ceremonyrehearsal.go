@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
 )
 
@@ -16,7 +17,7 @@ type ceremonyRehearsalCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*ceremonyRehearsalCmd) Help() string {
-	return `It makes a SoftHSM token and a Postgres of its own in a temporary folder, holds set-up, backup and recovery on them, and removes them.
+	return `It makes two SoftHSM tokens and a Postgres of its own in a temporary folder, holds set-up with backup, the enrolment of the second token, and recovery on them, and removes them.
 
 Example:
 
@@ -41,10 +42,9 @@ func (c *ceremonyRehearsalCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("opening the rehearsal's folder to Postgres: %w", err)
 	}
 	cfg := domainConfig{log: log, host: "rehearsal", operator: "rehearsal"}
-	if cfg.hsm, err = state.token(ctx, log); err != nil {
+	if err := cfg.rehearse(ctx, state); err != nil {
 		return err
 	}
-	cfg.hsm.Logger = log
 	cluster, err := state.postgres(ctx, log)
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func (c *ceremonyRehearsalCmd) Run(ctx context.Context) error {
 		return err
 	}
 	return c.conducted(ctx, ceremony{cfg: cfg, rehearsed: true}, func(s ceremony) error {
-		if err := s.fact("THIS IS A REHEARSAL: token and database are removed when it ends"); err != nil {
+		if err := s.fact("THIS IS A REHEARSAL: tokens and database are removed when it ends"); err != nil {
 			return err
 		}
 		if err := s.present(); err != nil {
@@ -65,6 +65,34 @@ func (c *ceremonyRehearsalCmd) Run(ctx context.Context) error {
 		if err := s.setup(ctx, deployment, devAdmin, filepath.Join(dir, "rehearsal.env")); err != nil {
 			return err
 		}
+		if err := s.cfg.onMembers(ctx, func(m *membersSession) error { return s.enrol(ctx, m) }); err != nil {
+			return err
+		}
 		return s.recovery(ctx)
 	})
+}
+
+// rehearse makes the tokens, each in a folder of its own as on two devices. The
+// first one works in this process too.
+func (c *domainConfig) rehearse(ctx context.Context, state *devState) error {
+	second, err := openDevState(state.path("second"))
+	if err != nil {
+		return err
+	}
+	defer second.close()
+	for _, each := range []struct {
+		name  string
+		state *devState
+	}{{"first", state}, {"second", second}} {
+		token, err := each.state.token(ctx, c.log)
+		if err != nil {
+			return err
+		}
+		c.domain.Members = append(c.domain.Members, hsm.MemberConfig{
+			Config: token, Name: each.name, Environment: []string{"SOFTHSM2_CONF=" + os.Getenv("SOFTHSM2_CONF")},
+		})
+	}
+	c.domain.Logger = c.log
+	c.hsm, c.environment = c.domain.Members[0].Config, c.domain.Members[0].Environment
+	return nil
 }

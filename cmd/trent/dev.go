@@ -85,7 +85,7 @@ func (c *devCmd) Run(ctx context.Context) error {
 		return err
 	}
 	defer stopPostgres(cluster, log)
-	s.system.hsm = hsm.DomainConfig{Members: []hsm.MemberConfig{{Config: token}}, Logger: log}
+	s.system.hsm = hsm.DomainConfig{Isolation: hsm.IsolationWorker, Members: []hsm.MemberConfig{{Config: token}}, Logger: log}
 	s.system.store = store.Config{URL: cluster.URL(devDatabase), Logger: log}
 	if err := c.initialise(ctx, s.system, state); err != nil {
 		return err

@@ -35,6 +35,11 @@ type domainCmd struct {
 	DeleteAccessKey domainDeleteAccessKeyCmd `cmd:"" help:"Delete an access key of a user who has another."`
 }
 
+// Help implements kong.HelpProvider.
+func (*domainCmd) Help() string {
+	return "Each generation of the domain keys has a number, which status shows.\n\nExample:\n\n    trent domain status --config /etc/trent/trent.toml"
+}
+
 // domainSettings name the token and the database.
 type domainSettings struct {
 	hsmSettings

@@ -209,16 +209,16 @@ func (m *membersSession) enrol(ctx context.Context, fingerprints []string) error
 	if err := m.Enrol(ctx, fingerprints); err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
-	m.log.Info("a member that was enrolled now serves only keys made from now on, and older ones once they are rotated: " +
+	m.Progress("a member that was enrolled now serves only keys made from now on, and older ones once they are rotated: " +
 		"the locked profile leaves what older generations wrap on the members that hold those, which must stay")
-	m.log.Info("add the member's [[hsm-member]] table to every host and restart it")
+	m.Progress("add the member's [[hsm-member]] table to every host and restart it")
 	_, all, err := m.DB.DomainGenerations(ctx)
 	if err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
 	dependences, err := kms.Dependences(ctx, m.DB, all)
 	for _, d := range dependences {
-		m.log.Warn(d.String())
+		m.Progress(d.String())
 	}
 	return err //nolint:wrapcheck // says it all
 }
@@ -256,7 +256,7 @@ func (c *domainFingerprintCmd) Run(ctx context.Context) error {
 	if err := m.Members[0].Err; err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
-	public, err := m.Members[0].Domain.EnrolmentKey(ctx, uint32(c.Generation)) // #nosec G115 -- Validate's
+	public, err := m.EnrolmentKey(ctx, m.Members[0], uint32(c.Generation)) // #nosec G115 -- Validate's
 	if err != nil {
 		return err //nolint:wrapcheck // says it all
 	}
@@ -280,7 +280,7 @@ type domainRemoveMemberCmd struct {
 
 // Help implements kong.HelpProvider.
 func (*domainRemoveMemberCmd) Help() string {
-	return `It refuses while a key, a row or the audit log needs a generation that no other member at hand holds: give those that hold it a [[hsm-member]] table. What the token holds of the domain is destroyed if the token can be reached.
+	return `It refuses while a key, a row or the audit log needs a generation that no other member at hand holds: give those that hold it a [[hsm-member]] table; and while keys would be left on one token without a confirmed backup. What the token holds of the domain is destroyed if the token can be reached.
 
 With --lost it removes a member that cannot be reached and never will be: what only it could use stays lost, and the seals of audit records that only it could verify can be verified no more. Until such a member is removed no other can be enrolled.
 

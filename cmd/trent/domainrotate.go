@@ -118,8 +118,23 @@ func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bo
 		return due, profile, err
 	}
 	defer clear(pin)
-	err = hsm.MakeTrustedKeys(ctx, cfg.hsm, hsm.NewPIN(pin), id, uint32(next)) // #nosec G115 -- counts up from 1
-	return due, profile, err
+	return due, profile, cfg.makeTrustedKeys(ctx, hsm.NewPIN(pin), id, uint32(next)) // #nosec G115 -- counts up from 1
+}
+
+// makeTrustedKeys has the security officer make a generation's domain keys,
+// while no other process does.
+func (c domainConfig) makeTrustedKeys(ctx context.Context, pin hsm.PIN, id hsm.DomainID, number uint32) error {
+	db, err := openDatabase(ctx, c.store)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	release, err := db.LockDomain(ctx)
+	if err != nil {
+		return err //nolint:wrapcheck // says it all
+	}
+	defer release()
+	return hsm.MakeTrustedKeys(ctx, c.hsm, pin, id, number) //nolint:wrapcheck // says it all
 }
 
 // wait returns when the generation may be activated; with NoWait, ErrNotYet if

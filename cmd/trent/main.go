@@ -33,7 +33,11 @@ type cli struct {
 
 const description = `Trent answers the AWS KMS API with keys that live in a PKCS#11 HSM.
 
-Every setting is a flag, an environment variable (in brackets below) or a line in the configuration file; the first of these that is set counts. Secrets are none of these but the content of a file or credential: the PIN is read from --pin-file, TRENT_PIN or the systemd credential "pin", the database URL from --database-url-file, TRENT_DATABASE_URL or the credential "database-url".`
+Every setting is a flag, an environment variable (in brackets below) or a line in the configuration file; the first of these that is set counts. Secrets are none of these but the content of a file or credential: the PIN is read from --pin-file, TRENT_PIN or the systemd credential "pin", the database URL from --database-url-file, TRENT_DATABASE_URL or the credential "database-url".
+
+Example:
+
+    trent dev`
 
 // Exit codes: 1 is a fault that the message explains and that may pass, 2 a
 // wrong command line or setting, 3 a PIN that the token does not take. A
@@ -66,7 +70,7 @@ func run(args []string) int {
 	}
 	command, err := parser.Parse(args)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "trent: %v\nSee trent --help.\n", err)
+		fmt.Fprintf(os.Stderr, "trent: %v\nSee %s --help.\n", err, meant(err))
 		return exitUsage
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -76,12 +80,27 @@ func run(args []string) int {
 	command.BindTo(ctx, (*context.Context)(nil))
 	if err := command.Run(); err != nil {
 		fmt.Fprintf(os.Stderr, "trent: %v\n", err)
-		if errors.Is(err, hsm.ErrPINIncorrect) || errors.Is(err, hsm.ErrPINLocked) {
+		switch {
+		case errors.Is(err, hsm.ErrPINIncorrect), errors.Is(err, hsm.ErrPINLocked):
 			return exitPIN
+		case errors.Is(err, errNoSecret), errors.Is(err, errUnnamed):
+			return exitUsage
 		}
 		return exitFault
 	}
 	return 0
+}
+
+// meant is the command whose line the parser has refused, as far as it was
+// recognised.
+func meant(err error) string {
+	var refused *kong.ParseError
+	if errors.As(err, &refused) {
+		if command := refused.Context.Selected(); command != nil {
+			return command.FullPath()
+		}
+	}
+	return "trent"
 }
 
 // hostname is this machine's name, the default for --host.

@@ -73,6 +73,9 @@ func (s hsmSettings) members() []memberTable {
 	return members
 }
 
+// errUnnamed means that a setting is missing without which there is no HSM.
+var errUnnamed = errors.New("is named")
+
 // config reads the PINs and checks that every token is named. The ID is left
 // to whoever has read it from the database.
 func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hsm.DomainConfig, error) {
@@ -86,10 +89,10 @@ func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hs
 	pins := map[string]hsm.PIN{} // by file: the variable can be read once only
 	for _, m := range s.members() {
 		if m.Module == "" {
-			return cfg, errors.New("no PKCS#11 library is named: set --hsm-module to the one of your HSM's vendor (SoftHSM's is often /usr/lib/softhsm/libsofthsm2.so)")
+			return cfg, fmt.Errorf("no PKCS#11 library %w: set --hsm-module to the one of your HSM's vendor (SoftHSM's is often /usr/lib/softhsm/libsofthsm2.so)", errUnnamed)
 		}
 		if m.Token == "" && m.Serial == "" {
-			return cfg, errors.New("no token is named: set --hsm-token to its label, or --hsm-serial")
+			return cfg, fmt.Errorf("no token %w: set --hsm-token to its label, or --hsm-serial", errUnnamed)
 		}
 		if m.PINFile == "" {
 			m.PINFile = s.PINFile

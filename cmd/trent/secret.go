@@ -59,10 +59,10 @@ func (s secret) read(log *slog.Logger) ([]byte, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", s.what, err)
+		return nil, fmt.Errorf("reading %s: %w: write it there (mode 0600), or correct %s", s.what, err, s.flag)
 	}
 	if !info.Mode().IsRegular() || info.Size() > largestSecret {
-		return nil, fmt.Errorf("reading %s: %s is not a small file", s.what, path)
+		return nil, fmt.Errorf("reading %s: %s is not a small file: correct %s", s.what, path, s.flag)
 	}
 	if info.Mode().Perm()&0o077 != 0 && !isCredential(path) {
 		log.Warn("a secret's file is open to others than its owner: give it mode 0600",
@@ -70,7 +70,7 @@ func (s secret) read(log *slog.Logger) ([]byte, error) {
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", s.what, err)
+		return nil, fmt.Errorf("reading %s: %w: let this user read it, or correct %s", s.what, err, s.flag)
 	}
 	return s.trim(content, path)
 }
@@ -85,7 +85,7 @@ func isCredential(path string) bool {
 func (s secret) trim(content []byte, from string) ([]byte, error) {
 	content = bytes.TrimRight(content, "\r\n")
 	if len(content) == 0 {
-		return nil, fmt.Errorf("reading %s: %s is empty", s.what, from)
+		return nil, fmt.Errorf("reading %s: %s is empty: write the %s there", s.what, from, s.what)
 	}
 	return content, nil
 }

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -60,8 +61,13 @@ func Reaches(ctx context.Context, dir string) (bool, error) {
 }
 
 // Start makes the cluster if Dir is empty, and runs it. It ends by itself
-// when this process dies.
+// when this process dies. The variables by which the machine's own Postgres is
+// reached (PGSERVICE, PGOPTIONS, …) are taken from this process's environment:
+// clients add to a URL what they find there.
 func Start(ctx context.Context, cfg Config) (*Cluster, error) {
+	if err := forgetOthers(); err != nil {
+		return nil, err
+	}
 	bin, err := binaries(ctx)
 	if err != nil {
 		return nil, err
@@ -92,6 +98,19 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+func forgetOthers() error {
+	for _, variable := range os.Environ() {
+		name, _, _ := strings.Cut(variable, "=")
+		if !strings.HasPrefix(name, "PG") {
+			continue
+		}
+		if err := os.Unsetenv(name); err != nil {
+			return fmt.Errorf("forgetting %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 func (c *Cluster) data() string { return filepath.Join(c.dir, "data") }
@@ -261,8 +280,9 @@ func (c *Cluster) ready() bool {
 
 // URL names a database of the cluster. "postgres" exists from the start.
 func (c *Cluster) URL(database string) string {
-	return "postgres://" + superuser + "@/" + url.PathEscape(database) +
-		"?host=" + url.QueryEscape(c.socket) + "&port=" + port + "&sslmode=disable"
+	// PostgreSQL's URLs know no + for a space.
+	host := strings.ReplaceAll(url.QueryEscape(c.socket), "+", "%20")
+	return "postgres://" + superuser + "@/" + url.PathEscape(database) + "?host=" + host + "&port=" + port + "&sslmode=disable"
 }
 
 // Exited is closed when the server has ended, asked or not.

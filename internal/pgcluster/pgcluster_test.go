@@ -62,6 +62,31 @@ func TestStart(t *testing.T) {
 	}
 }
 
+// What a machine has set for its own Postgres does not reach this one, and a
+// folder may have any name.
+func TestForeignSettings(t *testing.T) {
+	for name, value := range map[string]string{
+		"PGSERVICE": "theirs", "PGSERVICEFILE": "/nonexistent", "PGTARGETSESSIONATTRS": "standby",
+		"PGOPTIONS": "-c synchronous_commit=off", "PGHOST": "nowhere.invalid", "PGSSLMODE": "verify-full",
+	} {
+		t.Setenv(name, value)
+	}
+	parent, err := os.MkdirTemp("", "trent-pgcluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(parent) })
+	if err := os.Chmod(parent, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, filepath.Join(parent, "a b+c%20'd"))
+	// Fails unless the setting is the server's own.
+	query(t, c, "SELECT 1 / (current_setting('synchronous_commit') = 'on')::int")
+	if err := c.Stop(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The log is opened in a folder that the server's user can write to.
 func TestLogIsNoLink(t *testing.T) {
 	elsewhere := filepath.Join(t.TempDir(), "elsewhere")

@@ -80,6 +80,7 @@ for i in $(seq 100); do
 	kill -INT "$pid" 2>/dev/null || break
 	sleep 0.1
 done
+umount -l "$1" 2>/dev/null # a small disk
 rm -rf "$1"`
 	reaper := exec.CommandContext(context.Background(), "/bin/sh", "-c", script, "sh", dir)
 	if _, err := reaper.StdinPipe(); err != nil {

@@ -1,0 +1,55 @@
+package kms
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/trent-kms/trent/hsm"
+)
+
+// TestRetireWhileAHostLags: what a host that does not follow wraps under a
+// generation after it was found unused keeps it from being destroyed.
+func TestRetireWhileAHostLags(t *testing.T) {
+	f := newFleet(t)
+	member, err := f.token.OpenDomain(t.Context(), f.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lag := func() {}
+	m := f.officer(t, "a", func() { lag() })
+	one := m.DomainAdmin
+	one.Member, one.Serial = member, f.token.Info().Serial
+	if _, err := one.Create(t.Context(), hsm.Locked); err != nil {
+		t.Fatal(err)
+	}
+	s := f.host(t, "lagging")
+	createKey(t, f, s)
+	under := func(generation int) {
+		t.Helper()
+		sql := "UPDATE backing_keys SET ekt = overlay(ekt placing decode($1, 'hex') from 2 for 4)"
+		if _, err := m.DB.Pool().Exec(t.Context(), sql, []string{1: "00000001", 2: "00000002"}[generation]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lag = func() { under(2) }
+	if err := m.Retire(t.Context(), 2, time.Hour); !errors.Is(err, ErrNotYet) {
+		t.Errorf("retired what a key was wrapped under meanwhile: %v", err)
+	}
+	held := func() int {
+		t.Helper()
+		all, err := m.Members[0].Domain.Generations(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(all)
+	}
+	if held() != 2 {
+		t.Fatal("the generation was destroyed under a key")
+	}
+	lag = func() {}
+	under(1)
+	if err := m.Retire(t.Context(), 2, time.Hour); err != nil || held() != 1 {
+		t.Errorf("%d generations are left: %v", held(), err)
+	}
+}
