@@ -158,8 +158,12 @@ func (s *session) export(g *generationKeys, c keyClass, keyType uint, length int
 const maxWrapped = 2 * maxPKCS8
 
 func (s *session) wrap(way wrapWay, wrapper, key pkcs11.ObjectHandle) ([]byte, error) {
+	return s.wrapBy(way.mechanism, nil, wrapper, key)
+}
+
+func (s *session) wrapBy(mechanism uint, parameters []byte, wrapper, key pkcs11.ObjectHandle) ([]byte, error) {
 	out := make([]byte, maxWrapped)
-	n, code := s.t.module.native.wrap(way.mechanism, s.handle, wrapper, key, out)
+	n, code := s.t.module.native.wrap(mechanism, parameters, s.handle, wrapper, key, out)
 	if code != pkcs11.CKR_OK {
 		return nil, &DeviceError{Doing: "wrapping", Code: code}
 	}

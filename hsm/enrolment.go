@@ -213,12 +213,12 @@ func (s *session) wrapFor(wrapper, key pkcs11.ObjectHandle) (map[string][]byte, 
 	made := map[string][]byte{}
 	var last error
 	for _, hash := range enrolmentHashes {
-		wrapped, err := s.t.module.p11.WrapKey(s.handle, byOAEP(hash), wrapper, key)
+		wrapped, err := s.wrapBy(pkcs11.CKM_RSA_PKCS_OAEP, oaepParameters(hash), wrapper, key)
 		if err == nil {
 			made[hash] = wrapped
 			continue
 		}
-		last = deviceError("wrapping for a member", err)
+		last = fmt.Errorf("for a member: %w", err)
 		if code, ok := codeOf(err); !ok || !slices.Contains(lacksHash, code) {
 			return nil, last
 		}

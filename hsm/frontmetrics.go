@@ -91,12 +91,12 @@ const gatherTimeout = time.Second
 // Describe implements prometheus.Collector.
 func (workerMetrics) Describe(chan<- *prometheus.Desc) {}
 
-// Collect implements prometheus.Collector. A member that does not answer is
-// left out.
+// Collect implements prometheus.Collector. A member that is aside is asked, too:
+// what it counts tells why. One that does not answer is left out.
 func (m workerMetrics) Collect(out chan<- prometheus.Metric) {
 	for _, s := range m.d.seats {
-		t := s.target.Load()
-		if t == nil || t.remote == nil {
+		t := s.opened.Load()
+		if t == nil || t.remote == nil || t.remote.gone() {
 			continue
 		}
 		samples, err := t.samples()

@@ -328,7 +328,7 @@ func (s *session) examineGeneration(id DomainID, number uint32, roles map[string
 	switch {
 	case g.err == nil:
 		g.Whole = true
-	case errors.Is(g.err, ErrDomainConflict), errors.Is(g.err, ErrNoDomain):
+	case errors.Is(g.err, ErrDomainConflict), errors.Is(g.err, ErrNoDomain), errors.Is(g.err, errNoWay):
 		g.Why = g.err.Error()
 		if g.Retired = g.MAC && len(g.wrap) == 0; !g.Retired {
 			s.t.log.Warn("a generation of the domain keys is not whole", "token", s.t.info.Label, "generation", number, "error", g.err)

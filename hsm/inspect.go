@@ -253,10 +253,15 @@ func (s *session) throwAway(g *generationKeys, c keyClass, wrapper pkcs11.Object
 		keyType = pkcs11.CKK_EC
 		var public pkcs11.ObjectHandle
 		public, key, err = s.generateP256()
-		if err != nil {
+		if strange(err) { // believe no device that says so once
+			public, key, err = s.generateP256()
+		}
+		if strange(err) || lacking(err) {
 			return nil, 0, nil
 		}
-		defer s.destroy(public)
+		if err == nil {
+			defer s.destroy(public)
+		}
 	}
 	if err != nil {
 		return nil, 0, deviceError("generating a throw-away key", err)
@@ -264,6 +269,19 @@ func (s *session) throwAway(g *generationKeys, c keyClass, wrapper pkcs11.Object
 	defer s.destroy(key)
 	wrapped, err = s.wrap(g.way(c), wrapper, key)
 	return wrapped, keyType, err
+}
+
+// lacking is the answer of a device that has not what was asked for, strange one
+// of which that cannot be told. Any other is of one that is ill: what it cannot
+// be asked now is not proved.
+func lacking(err error) bool {
+	code, refused := codeOf(err)
+	return refused && classify(code) == classOther
+}
+
+func strange(err error) bool {
+	code, refused := codeOf(err)
+	return refused && (classify(code) == classStrange || classify(code) == classData)
 }
 
 func (s *session) generateP256() (public, private pkcs11.ObjectHandle, err error) {

@@ -178,11 +178,14 @@ func (s *session) chooseIVs() error {
 	var why []string
 	for _, w := range ways {
 		err := s.t.tryIVs(w)
+		if errors.Is(err, errIVs) { // believe no device that says so once
+			err = s.t.tryIVs(w)
+		}
 		if err == nil {
 			s.t.iv.Store(&w)
 			return nil
 		}
-		if !refusesIVs(err) {
+		if !errors.Is(err, errIVs) {
 			return err
 		}
 		why = append(why, fmt.Sprintf("%s: %v", w, err))
@@ -191,24 +194,17 @@ func (s *session) chooseIVs() error {
 		ErrUnavailable, setting, strings.Join(why, "; "))
 }
 
-// errIVs: the device does something else with IVs than was tried.
+// errIVs: the device does something else with IVs than was tried. Any other
+// error is of a device that is ill, which must not change how IVs are made.
 var errIVs = errors.New("it does not use IVs in this way")
 
-// refusesIVs tells a device that has other ideas of IVs from one that is ill.
-func refusesIVs(err error) bool {
-	code, ok := codeOf(err)
-	if !ok {
-		return errors.Is(err, errIVs)
-	}
-	return code == ckrBadIV || slices.Contains(ivRefusals, code)
-}
-
-// ivRefusals are what devices answer to parameters or buffers that they do not
-// like.
+// ivRefusals are what devices answer to a message whose parameters or buffers
+// they do not like. The last two say anything.
 var ivRefusals = []uint{
+	ckrBadIV,
 	pkcs11.CKR_MECHANISM_PARAM_INVALID, pkcs11.CKR_MECHANISM_INVALID, pkcs11.CKR_ARGUMENTS_BAD,
 	pkcs11.CKR_BUFFER_TOO_SMALL, pkcs11.CKR_DATA_INVALID, pkcs11.CKR_DATA_LEN_RANGE,
-	pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_FUNCTION_REJECTED, pkcs11.CKR_GENERAL_ERROR,
+	pkcs11.CKR_FUNCTION_REJECTED, pkcs11.CKR_FUNCTION_FAILED, pkcs11.CKR_GENERAL_ERROR,
 }
 
 // tryIVs seals two messages in this way, with a throw-away key, and demands
@@ -233,8 +229,12 @@ func (t *Token) tryIVs(w ivWay) error {
 			return err
 		}
 	}
-	if bytes.Equal(sealed[0], sealed[1]) || s.wantOpen(key, ivs[0], sealed[1]) == nil {
+	other := s.wantOpen(key, ivs[0], sealed[1])
+	if other == nil || bytes.Equal(sealed[0], sealed[1]) {
 		return fmt.Errorf("%w: two messages of different IVs do not differ", errIVs)
+	}
+	if !errors.Is(other, errIVs) {
+		return other
 	}
 	return nil
 }
@@ -245,19 +245,27 @@ func (s *session) sealProbe(key pkcs11.ObjectHandle, w ivWay) (iv, sealed []byte
 	defer r.end()
 	r.key = key
 	if code := s.seal(r); code != pkcs11.CKR_OK {
-		return nil, nil, &DeviceError{Doing: "sealing a probe", Code: code}
+		err := error(&DeviceError{Doing: "sealing a probe", Code: code})
+		if slices.Contains(ivRefusals, code) {
+			err = fmt.Errorf("%w: %w", errIVs, err)
+		}
+		return nil, nil, err
 	}
 	iv, sealed = splitSealed(r.out[:r.length], len(probePlain))
 	return iv, sealed, nil
 }
 
+// wantOpen answers errIVs if what was sealed does not open.
 func (s *session) wantOpen(key pkcs11.ObjectHandle, iv, sealed []byte) error {
 	plain := make([]byte, len(sealed))
 	n, code := s.t.module.native.gcm(true, s.handle, key, bytes.Clone(iv), nil, sealed, plain)
-	if code != pkcs11.CKR_OK || !bytes.Equal(plain[:n], probePlain) {
+	switch c := classify(code); {
+	case code == pkcs11.CKR_OK && bytes.Equal(plain[:n], probePlain):
+		return nil
+	case code == pkcs11.CKR_OK, c == classForged, c == classData, slices.Contains(ivRefusals, code):
 		return fmt.Errorf("%w: what it sealed does not open with the IV that it is said to have (%s)", errIVs, codeName(code))
 	}
-	return nil
+	return &DeviceError{Doing: "opening a probe", Code: code}
 }
 
 // splitSealed parts what seal left: the IV stands after ciphertext and tag.

@@ -36,10 +36,12 @@ type lane struct {
 }
 
 // post carries requests and answers in batches. A lane's workers see to it by
-// themselves, since they are awake. Neither func may block.
+// themselves, since they are awake.
 type post struct {
-	fetch func() // queues what has come
-	send  func() // sends what was answered
+	fetch func() // queues what has come; must not block
+	// send sends what was answered. It may wait for who reads the answers, who
+	// must not wait for the lane.
+	send func()
 }
 
 func newLane(name string, queue, batch int) *lane {
@@ -62,6 +64,11 @@ const quick = 16
 // for another's.
 const slow = 1
 
+// owing is for how long a worker may answer nobody while it serves others of a
+// batch. Waking callers is cheap beside calls that take as long: a device far
+// away, on which a batch would take longer than a call may.
+const owing = time.Millisecond
+
 // longest is for how long the longest call has been going on.
 func (l *lane) longest(now time.Time) time.Duration {
 	longest := time.Duration(0)
@@ -75,6 +82,7 @@ func (l *lane) longest(now time.Time) time.Duration {
 
 func (l *lane) work(s *session) {
 	served := make([]*request, 0, l.batch)
+	took := time.Duration(0)
 	for {
 		idle := len(served) == 0
 		r, open := l.next(idle)
@@ -84,10 +92,11 @@ func (l *lane) work(s *session) {
 			}
 			l.serve(s, r)
 			served = append(served, r)
+			took += r.took
 		}
-		if r == nil || len(served) == l.batch {
+		if r == nil || len(served) == l.batch || took > owing {
 			l.answerAll(served)
-			served = served[:0]
+			served, took = served[:0], 0
 		}
 		if !open {
 			return

@@ -69,3 +69,26 @@ func TestLengthsAreChecked(t *testing.T) {
 		}
 	}
 }
+
+// TestLengthsElsewhere: neither the list of slots nor what is wrapped for
+// another member is read past its buffer.
+func TestLengthsElsewhere(t *testing.T) {
+	shim, d := newFaultyDomain(t, nil)
+	public := must(d.EnrolmentKey(t.Context(), 2))(t)
+	shim.Set("C_WrapKey", faultshim.Fault{Action: faultshim.Lengthen, Times: 1})
+	if _, err := d.MakeShared(t.Context(), 2, [][]byte{public}); err != nil {
+		t.Error(err)
+	}
+	shim.Set("C_GetSlotList", faultshim.Fault{Action: faultshim.Lengthen, Times: 1})
+	d.t.module.mu.Lock()
+	slots, err := d.t.module.slots()
+	d.t.module.mu.Unlock()
+	if code, _ := codeOf(err); code != ckrWrongLength || len(slots) > 0 {
+		t.Errorf("%d slots, %v", len(slots), err)
+	}
+	for _, function := range []string{"C_WrapKey", "C_GetSlotList"} {
+		if shim.Injected()[function] == 0 {
+			t.Errorf("%s: it did not happen", function)
+		}
+	}
+}

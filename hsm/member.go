@@ -174,6 +174,7 @@ func (d *Member) revive(s *session) error {
 // meanwhile: then the next call looks again. The caller holds mu.
 func (d *Member) keep(found *domainKeys, active uint32) {
 	d.probe, d.probed = found.probe, found.epoch
+	d.t.stats.found(found.generations)
 	if d.active == active {
 		d.keys, d.served = found, found.Number
 	}
@@ -249,9 +250,15 @@ func (s *session) find(template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, err
 		if n == 0 {
 			return found, nil
 		}
-		found = append(found, objects[:n]...)
+		if found = append(found, objects[:n]...); len(found) > mostFound {
+			return nil, &DeviceError{Doing: "looking for objects without end", Code: ckrWrongLength}
+		}
 	}
 }
+
+// mostFound is more objects than any token has: a search that finds more does
+// not end.
+const mostFound = 1 << 20
 
 func (s *session) attribute(object pkcs11.ObjectHandle, kind uint) ([]byte, error) {
 	n, code := s.t.module.native.attributeLength(s.handle, object, kind)

@@ -21,6 +21,7 @@ type metrics struct {
 	errors              *prometheus.CounterVec
 	unwraps             atomic.Uint64 // counted apart, since a worker reads it
 	epoch               prometheus.Gauge
+	generations         *prometheus.GaugeVec
 	recoveries          *prometheus.CounterVec
 	recovery            prometheus.Histogram
 }
@@ -43,6 +44,8 @@ func newMetrics(registerer prometheus.Registerer, t *Token) *metrics {
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trent_hsm_errors_total", Help: "Refused PKCS#11 calls, by return code and by what Trent makes of it."}, []string{"code", "class"}),
 		epoch: gauge("trent_hsm_epoch", "Counts logins: no object handle outlives its epoch."),
+		generations: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "trent_hsm_generations", Help: "Generations of domain keys on the token: whole, MAC key only (their domain keys were destroyed), or unusable."}, []string{"state"}),
 		recoveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "trent_hsm_recoveries_total", Help: "Recoveries begun: of the login, or of the module."}, []string{"remedy"}),
 		recovery: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -56,7 +59,7 @@ func newMetrics(registerer prometheus.Registerer, t *Token) *metrics {
 	unwraps := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "trent_hsm_unwraps_total", Help: "Calls of C_UnwrapKey."},
 		func() float64 { return float64(m.unwraps.Load()) })
-	m.register(t, unwraps, lookups, latency, m.sessions, m.handles, m.drops, m.errors, m.epoch, m.recoveries, m.recovery,
+	m.register(t, unwraps, lookups, latency, m.sessions, m.handles, m.drops, m.errors, m.epoch, m.generations, m.recoveries, m.recovery,
 		laneCollector{t}, healthCollector{t})
 	return m
 }
@@ -125,6 +128,23 @@ func (m *metrics) took(r *request) {
 
 func (m *metrics) failed(code uint) {
 	m.errors.WithLabelValues(codeName(code), classify(code).String()).Inc()
+}
+
+func (m *metrics) found(generations map[uint32]*generationKeys) {
+	count := map[string]int{"whole": 0, "MAC key": 0, "unusable": 0}
+	for _, g := range generations {
+		switch {
+		case g.Whole:
+			count["whole"]++
+		case g.Retired:
+			count["MAC key"]++
+		default:
+			count["unusable"]++
+		}
+	}
+	for state, n := range count {
+		m.generations.WithLabelValues(state).Set(float64(n))
+	}
 }
 
 func (m *metrics) asked(r remedy) { m.recoveries.WithLabelValues(r.String()).Inc() }

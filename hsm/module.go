@@ -98,9 +98,9 @@ func (m *module) look(f func() error) error {
 
 // slots lists the tokens that are present.
 func (m *module) slots() ([]slot, error) {
-	ids, err := m.p11.GetSlotList(true)
-	if err != nil {
-		return nil, deviceError("listing slots", err)
+	ids, code := m.native.slots()
+	if code != pkcs11.CKR_OK {
+		return nil, &DeviceError{Doing: "listing slots", Code: code}
 	}
 	var found []slot
 	for _, id := range ids {

@@ -6,6 +6,7 @@
 
 // Indices into ck_functions.fn.
 enum {
+	C_GetSlotList = 4,
 	C_CreateObject = 20,
 	C_DestroyObject = 22,
 	C_GetAttributeValue = 24,
@@ -80,6 +81,7 @@ typedef ck_ulong (*random_call)(ck_ulong, ck_byte *, ck_ulong);
 typedef ck_ulong (*create_call)(ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
 typedef ck_ulong (*destroy_call)(ck_ulong, ck_ulong);
 typedef ck_ulong (*attribute_call)(ck_ulong, ck_ulong, ck_attribute *, ck_ulong);
+typedef ck_ulong (*slots_call)(ck_byte, ck_ulong *, ck_ulong *);
 typedef ck_ulong (*find_call)(ck_ulong, ck_ulong *, ck_ulong, ck_ulong *);
 typedef ck_ulong (*derive_call)(ck_ulong, ck_mechanism *, ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
 
@@ -131,10 +133,10 @@ ck_result trent_sign(ck_functions *f, ck_ulong mechanism_type, ck_ulong session,
 	return result;
 }
 
-ck_result trent_wrap(ck_functions *f, ck_ulong mechanism_type, ck_ulong session, ck_ulong wrapper,
-	ck_ulong key, ck_byte *out, ck_ulong out_capacity)
+ck_result trent_wrap(ck_functions *f, ck_ulong mechanism_type, ck_byte *parameter, ck_ulong parameter_length,
+	ck_ulong session, ck_ulong wrapper, ck_ulong key, ck_byte *out, ck_ulong out_capacity)
 {
-	ck_mechanism mechanism = {mechanism_type, NULL, 0};
+	ck_mechanism mechanism = {mechanism_type, parameter_length ? parameter : NULL, parameter_length};
 	ck_result result = {0, out_capacity};
 	result.code = ((wrap_call)f->fn[C_WrapKey])(session, &mechanism, wrapper, key, out, &result.length);
 	return result;
@@ -209,6 +211,21 @@ ck_result trent_attribute(ck_functions *f, ck_ulong session, ck_ulong object,
 	if (result.code == 0) {
 		result.length = wanted.length;
 	}
+	return result;
+}
+
+// trent_slots asks for the number first, and does not believe it: only a call
+// without a list has the library look which slots there are (PKCS#11 §5.5).
+ck_result trent_slots(ck_functions *f, ck_ulong *out, ck_ulong most)
+{
+	slots_call list = (slots_call)f->fn[C_GetSlotList];
+	ck_result result = {0, 0};
+	result.code = list(1, NULL, &result.length);
+	if (result.code != 0) {
+		return result;
+	}
+	result.length = most;
+	result.code = list(1, out, &result.length);
 	return result;
 }
 

@@ -16,6 +16,8 @@ package hsm
 #cgo nocallback trent_use
 #cgo noescape trent_attribute
 #cgo nocallback trent_attribute
+#cgo noescape trent_slots
+#cgo nocallback trent_slots
 #cgo noescape trent_find
 #cgo nocallback trent_find
 #cgo noescape trent_agree
@@ -100,10 +102,12 @@ func (n native) random(session pkcs11.SessionHandle, out []byte) uint {
 	return uint(C.trent_random(n.functions, C.ck_ulong(session), outPtr, outLen))
 }
 
-// wrap wraps key into out, by a mechanism without parameters.
-func (n native) wrap(mechanism uint, session pkcs11.SessionHandle, wrapper, key pkcs11.ObjectHandle, out []byte) (int, uint) {
+// wrap wraps key into out. parameters are as use's.
+func (n native) wrap(mechanism uint, parameters []byte, session pkcs11.SessionHandle, wrapper, key pkcs11.ObjectHandle, out []byte) (int, uint) {
+	parPtr, parLen := bytesOf(parameters)
 	outPtr, outLen := bytesOf(out)
-	r := C.trent_wrap(n.functions, C.ck_ulong(mechanism), C.ck_ulong(session), C.ck_ulong(wrapper), C.ck_ulong(key), outPtr, outLen)
+	r := C.trent_wrap(n.functions, C.ck_ulong(mechanism), parPtr, parLen,
+		C.ck_ulong(session), C.ck_ulong(wrapper), C.ck_ulong(key), outPtr, outLen)
 	return written(r, out)
 }
 
@@ -146,14 +150,33 @@ func (n native) attributeLength(session pkcs11.SessionHandle, object pkcs11.Obje
 // maxAttribute is more than any attribute has bytes that Trent reads.
 const maxAttribute = 1 << 20
 
+// mostSlots is more than any library shows.
+const mostSlots = 1 << 12
+
+// slots lists those that have a token.
+func (n native) slots() ([]uint, uint) {
+	out := make([]uint, mostSlots)
+	r := C.trent_slots(n.functions, (*C.ck_ulong)(unsafe.Pointer(unsafe.SliceData(out))), mostSlots)
+	count, code := numbered(r, len(out))
+	return out[:count], code
+}
+
 // find continues a search. It returns how many handles it wrote to out, 0 at
 // the end.
 func (n native) find(session pkcs11.SessionHandle, out []pkcs11.ObjectHandle) (int, uint) {
 	r := C.trent_find(n.functions, C.ck_ulong(session), (*C.ck_ulong)(unsafe.Pointer(unsafe.SliceData(out))), C.ck_ulong(len(out)))
-	if r.code == pkcs11.CKR_OK && r.length > C.ck_ulong(len(out)) {
+	return numbered(r, len(out))
+}
+
+// numbered is written for lists with room for so many.
+func numbered(r C.ck_result, room int) (int, uint) {
+	switch {
+	case r.code != pkcs11.CKR_OK:
+		return 0, uint(r.code)
+	case r.length > C.ck_ulong(room):
 		return 0, ckrWrongLength
 	}
-	return int(r.length), uint(r.code)
+	return int(r.length), pkcs11.CKR_OK
 }
 
 // agree computes ECDH with the point peer on curve, the value of

@@ -45,8 +45,8 @@ ck_result trent_import_secret(ck_functions *f, ck_ulong session,
 
 // trent_wrap is one call: some devices say a wrong length when they are asked
 // for it first.
-ck_result trent_wrap(ck_functions *f, ck_ulong mechanism, ck_ulong session, ck_ulong wrapper,
-	ck_ulong key, ck_byte *out, ck_ulong out_capacity);
+ck_result trent_wrap(ck_functions *f, ck_ulong mechanism, ck_byte *parameter, ck_ulong parameter_length,
+	ck_ulong session, ck_ulong wrapper, ck_ulong key, ck_byte *out, ck_ulong out_capacity);
 
 // trent_use signs, or decrypts, by any mechanism.
 ck_result trent_use(ck_functions *f, int decrypt, ck_ulong mechanism,
@@ -55,6 +55,10 @@ ck_result trent_use(ck_functions *f, int decrypt, ck_ulong mechanism,
 
 ck_result trent_attribute(ck_functions *f, ck_ulong session, ck_ulong object,
 	ck_ulong type, ck_byte *out, ck_ulong out_capacity);
+
+// trent_slots lists those that have a token: at most that many of their numbers
+// are written to out.
+ck_result trent_slots(ck_functions *f, ck_ulong *out, ck_ulong most);
 
 // trent_find writes at most that many handles to out.
 ck_result trent_find(ck_functions *f, ck_ulong session, ck_ulong *out, ck_ulong most);

@@ -277,7 +277,7 @@ func (t *Token) disconnect() {
 	for _, s := range t.sessions {
 		s.forget() // they end with the initialisation, or did before
 	}
-	t.orphans.forget()
+	t.orphans.forget(t)
 	conn := t.conn
 	t.conn = nil
 	t.module.users--
@@ -307,6 +307,9 @@ func (t *Token) reopen() error {
 		return err
 	}
 	t.module.getsOn()
+	// It may have come back in another mode, or with other firmware.
+	t.wraps.Store(nil)
+	t.wantsLength.Store(false)
 	t.epoch.Add(1)
 	t.stats.epoch.Set(float64(t.epoch.Load()))
 	for _, revive := range t.revivers.list() {

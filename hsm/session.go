@@ -46,6 +46,7 @@ func (s *session) open() error {
 	}
 	s.handle = handle
 	s.t.stats.sessions.Inc()
+	s.t.orphans.reused(s.t, handle)
 	return nil
 }
 
@@ -58,6 +59,7 @@ func (s *session) close() {
 	}
 	if !s.t.closeHandle(s.handle) {
 		s.t.orphans.add(s.handle)
+		s.t.stats.sessions.Inc() // it is still open
 	}
 	s.forget()
 }
@@ -94,19 +96,29 @@ func (o *orphans) add(handle pkcs11.SessionHandle) {
 	o.any.Store(true)
 }
 
-func (o *orphans) forget() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.list = nil
-	o.any.Store(false)
+// reused takes a session off the list whose number the device has given to
+// another: it was closed, whatever the device said, and must not be again.
+func (o *orphans) reused(t *Token, handle pkcs11.SessionHandle) {
+	if o.any.Load() {
+		o.drop(t, func(orphan pkcs11.SessionHandle) bool { return orphan == handle })
+	}
+}
+
+// forget: they have ended with the initialisation.
+func (o *orphans) forget(t *Token) {
+	o.drop(t, func(pkcs11.SessionHandle) bool { return true })
 }
 
 // close tries again.
-func (o *orphans) close(t *Token) {
+func (o *orphans) close(t *Token) { o.drop(t, t.closeHandle) }
+
+func (o *orphans) drop(t *Token, gone func(pkcs11.SessionHandle) bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.list = slices.DeleteFunc(o.list, t.closeHandle)
+	before := len(o.list)
+	o.list = slices.DeleteFunc(o.list, gone)
 	o.any.Store(len(o.list) > 0)
+	t.stats.sessions.Sub(float64(before - len(o.list)))
 }
 
 // replace throws the session away for a new one. Never the keeper's own, which

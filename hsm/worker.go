@@ -119,6 +119,7 @@ func (w *worker) close() {
 // job is a call with a copy of its frame, which is wiped after it.
 type job struct {
 	id    uint32
+	limit context.Context //nolint:containedctx // both ways of doing it have one bound; nil while the token is not open
 	call  call
 	reply reply
 	frame []byte
@@ -146,14 +147,18 @@ func (w *worker) take(frame []byte) error {
 	if j.id, err = parseRequest(j.frame, &j.call); err != nil {
 		return err
 	}
-	if m := w.member.Load(); m == nil || !m.begin(w.bound(j.call.op), &j.call, j.then) {
+	m := w.member.Load()
+	if m != nil {
+		j.limit = w.bound(j.call.op)
+	}
+	if m == nil || !m.begin(j.limit, &j.call, j.then) {
 		w.handOver(j)
 	}
 	return nil
 }
 
 // begun is told of what Member.begin began. Whatever went wrong, the call
-// begins again on the way that knows what to do about it.
+// begins again on the way that knows what to do about it, but has no more time.
 func (j *job) begun(out []byte, err error) {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
@@ -195,7 +200,7 @@ func (w *worker) serveJobs(j *job) {
 	}
 }
 
-func (w *worker) work(j *job) { j.answer(w.do(&j.call, &j.reply), w.out.reply) }
+func (w *worker) work(j *job) { j.answer(w.do(j.limit, &j.call, &j.reply), w.out.reply) }
 
 // answer sends the reply, or err, and ends j.
 func (j *job) answer(err error, send func(id uint32, status byte, r *reply) error) {
@@ -224,18 +229,17 @@ func (j *job) answer(err error, send func(id uint32, status byte, r *reply) erro
 
 var errTooLong = fmt.Errorf("%w: it waited too long for a session of the HSM", ErrBusy)
 
-func (w *worker) do(c *call, r *reply) error {
+func (w *worker) do(limit context.Context, c *call, r *reply) error {
 	switch c.op {
 	case callOpen:
 		return w.open(c, r)
 	case callMetrics:
 		return w.gather(r)
 	}
-	m := w.member.Load()
-	if m == nil {
-		return fmt.Errorf("%w: its token is not open", ErrUnavailable)
+	if limit == nil {
+		return fmt.Errorf("%w: its token was not open when it was asked", ErrUnavailable)
 	}
-	err := m.do(w.bound(c.op), c, r)
+	err := w.member.Load().do(limit, c, r)
 	if errors.Is(err, context.DeadlineExceeded) {
 		return errTooLong
 	}

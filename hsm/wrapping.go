@@ -122,8 +122,8 @@ func (s *session) wayOfForm(form wrapForm) (uint, error) {
 	return 0, &UnsupportedError{form.String(), mechanismName(form.first()), "the device has no mechanism for it"}
 }
 
-// ways tries the device's mechanisms, once for each time that the token is
-// opened, or until all classes have one. errNoWrap comes with what others have.
+// ways tries the device's mechanisms, once for each epoch or until all classes
+// have one. errNoWrap comes with what others have.
 func (s *session) ways() (wrapWays, error) {
 	if known := s.t.wraps.Load(); known != nil {
 		return *known, nil
@@ -160,6 +160,11 @@ func (s *session) ways() (wrapWays, error) {
 
 var errNoWrap = errors.New("the device has no wrapping mechanism that Trent can use")
 
+// errNoWay is errNoWrap of one generation: of the security officer's, who goes
+// by what the device says of itself, or after the device has changed. The
+// others still serve.
+var errNoWay = errors.New("the device has now none of the mechanisms")
+
 // findWays finds out how keys are wrapped under a generation's domain keys: by
 // what the device can do and the keys allow, and in the form that all who hold
 // a shared generation use, which its proof tells.
@@ -175,8 +180,8 @@ func (s *session) findWays(g *generationKeys) error {
 			return err
 		}
 		if len(g.by[c]) == 0 {
-			return fmt.Errorf("%w: the %s key of generation %d serves by mechanisms %x only, of which the device has none now: enable one, or let trent doctor say what it has",
-				ErrUnavailable, domainKeyRole(c), g.Number, allowed)
+			return fmt.Errorf("%w: %w that the %s key of generation %d serves by (%x only): enable one, let trent doctor say what it has, or destroy this generation if it was never active",
+				ErrUnavailable, errNoWay, domainKeyRole(c), g.Number, allowed)
 		}
 		if shared[c] == 0 {
 			continue

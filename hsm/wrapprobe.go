@@ -30,6 +30,7 @@ func (t *Token) tryWraps() ([]wrapTrial, error) {
 	defer s.close()
 	var trials []wrapTrial
 	for _, m := range wrapMechanisms {
+		t.module.getsOn()
 		trial := wrapTrial{wrapMechanism: m}
 		if trial.offered, err = s.offers(m.number); err != nil {
 			return nil, err
@@ -50,13 +51,20 @@ func (t *Token) tryWraps() ([]wrapTrial, error) {
 }
 
 // offers asks whether the device has a mechanism for wrapping. For numbers that
-// other vendors made up devices answer with various codes.
+// other vendors made up devices answer with various codes. Of those that a sick
+// one may give, too, the first is not believed.
 func (s *session) offers(m uint) (bool, error) {
-	err := s.lacksMechanism("", spec{}, m, pkcs11.CKF_WRAP|pkcs11.CKF_UNWRAP)
-	if code, ok := codeOf(err); ok && classify(code) != classOther && classify(code) != classData {
-		return false, err
+	for again := true; ; again = false {
+		err := s.lacksMechanism("", spec{}, m, pkcs11.CKF_WRAP|pkcs11.CKF_UNWRAP)
+		code, refused := codeOf(err)
+		switch c := classify(code); {
+		case refused && c == classData && again:
+		case refused && c != classOther && c != classData:
+			return false, err
+		default:
+			return err == nil, nil
+		}
 	}
-	return err == nil, nil
 }
 
 // tryWrap finds out whether a mechanism is of its form: by the published

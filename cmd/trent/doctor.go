@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/kms"
@@ -82,7 +83,7 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		db.fault = db.open(ctx, database)
 		defer db.close()
 	}
-	if d.HSM, err = hsm.Examine(ctx, cfg, db.known); err != nil {
+	if d.HSM, err = examine(ctx, cfg, db.known, examinationTime); err != nil {
 		return fmt.Errorf("examining the token: %w", err)
 	}
 	d.Usable = d.HSM.Usable()
@@ -98,6 +99,39 @@ func (c *doctorCmd) Run(ctx context.Context) error {
 		return errors.New("Trent cannot run on this: see above")
 	}
 	return nil
+}
+
+// examinationTime is enough for slow devices, of which one that hangs cannot be
+// told before; lastCall is for how long the call that runs as the examination is
+// given up may go on.
+const (
+	examinationTime = 5 * time.Minute
+	lastCall        = 5 * time.Second
+)
+
+// examine is hsm.Examine, which runs in this process: what hangs in the vendor's
+// library is left behind, and ends with the process.
+func examine(ctx context.Context, cfg hsm.Config, known map[hsm.DomainID]hsm.Proofs, within time.Duration) (report hsm.Report, err error) {
+	limited, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	done := make(chan hsm.Report, 1)
+	go func() {
+		r, _ := hsm.Examine(limited, cfg, known) // limited's own error
+		done <- r
+	}()
+	select {
+	case report = <-done:
+	case <-limited.Done():
+		select {
+		case report = <-done:
+		case <-time.After(lastCall):
+			err = fmt.Errorf("a call into %s does not come back: see the vendor's own log and whether its service and the device run, then run doctor again", cfg.Module)
+		}
+	}
+	if ctx.Err() == nil && limited.Err() != nil {
+		return report, errors.Join(fmt.Errorf("it is not done after %s", within), err)
+	}
+	return report, ctx.Err()
 }
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {

@@ -37,6 +37,7 @@ const (
 	Shorten            // say that the output is one shorter than it is
 	Lengthen           // say that the output is 16 MiB longer than it is
 	Misdirect          // put another key, which this function saw before, in place of the call's
+	Repeat             // of C_FindObjects: say that there are as many as there is room for
 )
 
 // Fault is what to do, and how often.

@@ -19,7 +19,7 @@ typedef ulong_t (*call)(ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ulong_t, ul
 enum { CKA_TOKEN = 1, CKA_PRIVATE = 2 };
 
 // What follows is shared with faultshim.go, which says what it means.
-enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, LENGTHEN, MISDIRECT };
+enum { NOTHING, FAIL, DELAY, HANG, CRASH, LOSE_SESSION, LOSE_ALL, LOGOUT, SHORTEN, LENGTHEN, MISDIRECT, REPEAT };
 typedef struct {
 	uint32_t action, after;
 	uint64_t code, micros;
@@ -236,6 +236,8 @@ static ulong_t pass(int n, ulong_t *a)
 		abort();
 	if (action == SHORTEN || action == LENGTHEN)
 		acted = rv == 0 && resize(n, a, action);
+	if (action == REPEAT && n == FindObjects && rv == 0)
+		*(ulong_t *)a[3] = a[2];
 	if (after && action >= LOSE_SESSION && action <= LOGOUT)
 		lose(action, n, a);
 	if (now && !acted && action != HANG && r->left >= 0) // it is still to come
