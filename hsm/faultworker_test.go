@@ -111,6 +111,9 @@ func (tb *workerTable) run(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	wait := tb.load.run(ctx, 4)
 	defer wait()
+	var mending sync.WaitGroup
+	mending.Go(func() { tb.mendToken(ctx, t) })
+	defer mending.Wait()
 	defer stop()
 	before := tb.load.requests.Load()
 	for _, function := range append(slices.Clone(onceOnly), tableFunctions...) {
@@ -294,12 +297,8 @@ func counted(vec *prometheus.CounterVec, member string) float64 {
 func (tb *workerTable) serves(t *testing.T) {
 	t.Helper()
 	for end := time.Now().Add(10 * soon); !tb.d.Health()[0].Serves; time.Sleep(time.Millisecond) {
-		err := tb.d.Health()[0].Err
-		if errors.Is(err, ErrTokenNotFound) {
-			tb.mendToken(t)
-		}
 		if time.Now().After(end) {
-			t.Fatalf("the member does not serve: %v", err)
+			t.Fatalf("the member does not serve: %v", tb.d.Health()[0].Err)
 		}
 	}
 }
@@ -314,17 +313,22 @@ func (tb *workerTable) readToken(t *testing.T, environment string) {
 	}
 }
 
-// mendToken puts them back: SoftHSM writes them in place at each login, so that
-// the end of its process at that moment ruins the token, which is no HSM's way.
-func (tb *workerTable) mendToken(t *testing.T) {
-	t.Helper()
-	for path, content := range tb.tokens {
-		if now, err := os.ReadFile(path); err == nil && bytes.Equal(now, content) {
+// mendToken puts them back until ctx ends: SoftHSM writes them in place at each
+// login, so that the end of its process at that moment ruins the token, which is
+// no HSM's way.
+func (tb *workerTable) mendToken(ctx context.Context, t *testing.T) {
+	for ; ctx.Err() == nil; time.Sleep(time.Millisecond) {
+		if !errors.Is(tb.d.Health()[0].Err, ErrTokenNotFound) {
 			continue
 		}
-		t.Logf("SoftHSM left %s in pieces", filepath.Base(path))
-		if err := errors.Join(os.WriteFile(path+".new", content, 0o600), os.Rename(path+".new", path)); err != nil {
-			t.Fatal(err)
+		for path, content := range tb.tokens {
+			if now, err := os.ReadFile(path); err == nil && bytes.Equal(now, content) {
+				continue
+			}
+			t.Logf("SoftHSM left %s in pieces", filepath.Base(path))
+			if err := errors.Join(os.WriteFile(path+".new", content, 0o600), os.Rename(path+".new", path)); err != nil {
+				t.Errorf("mending the token: %v", err)
+			}
 		}
 	}
 }
