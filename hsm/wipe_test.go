@@ -28,6 +28,7 @@ func TestLateCallLeavesNoSecret(t *testing.T) {
 		if j.id, err = parseRequest(frame, &j.call); err != nil {
 			t.Fatal(err)
 		}
+		j.limit = w.bound(j.call.op)
 		w.work(j)
 		answer, _, _, err := nextFrame(w.out.pending)
 		if err != nil || answer == nil {
