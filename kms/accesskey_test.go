@@ -104,6 +104,40 @@ func TestLastUsefulAccessKey(t *testing.T) {
 	}
 }
 
+// TestAccessKeysOfNoUse: of a user's two access keys that were lost with their
+// member one can be deleted, to make room for a new one, but not both.
+func TestAccessKeysOfNoUse(t *testing.T) {
+	f := newFleet(t)
+	m := f.officer(t, "a", func() {})
+	first, _, _, err := m.accessKey(t.Context(), f.admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Secret[4] = 7 // the generation
+	second := first
+	second.ID, second.Version = "AKIALOST", 0
+	c := m.DB.NewChange()
+	if err := errors.Join(c.UpdateAccessKey(t.Context(), first), c.InsertAccessKey(t.Context(), second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.DB.Commit(t.Context(), c, nil); err != nil {
+		t.Fatal(err)
+	}
+	shown := func(string, []byte) error { return nil }
+	if err := m.RenewAccessKey(t.Context(), m.Members[0], first.ID, shown); err == nil {
+		t.Fatal("a third access key was made")
+	}
+	if err := m.DeleteAccessKey(t.Context(), second.ID); err != nil {
+		t.Fatalf("there is no way back for this user: %v", err)
+	}
+	if err := m.DeleteAccessKey(t.Context(), first.ID); !errors.Is(err, ErrNotYet) {
+		t.Errorf("the last one was deleted: %v", err)
+	}
+	if err := m.RenewAccessKey(t.Context(), m.Members[0], first.ID, shown); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAdministratorsNewAccessKey: a host that serves shows that one was made,
 // whoever made it.
 func TestAdministratorsNewAccessKey(t *testing.T) {
