@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
 )
 
 // TestRetireWhileAHostLags: what a host that does not follow wraps under a
@@ -51,5 +52,21 @@ func TestRetireWhileAHostLags(t *testing.T) {
 	under(1)
 	if err := m.Retire(t.Context(), 2, time.Hour); err != nil || held() != 1 {
 		t.Errorf("%d generations are left: %v", held(), err)
+	}
+}
+
+// TestSettled: keys that were wrapped under a generation while it was about to go
+// are moved as well, which is waited for.
+func TestSettled(t *testing.T) {
+	active := GenerationStatus{Number: 2, State: store.GenerationActive, Profile: string(hsm.Trusted)}
+	for _, state := range []string{store.GenerationSuperseded, store.GenerationRetiring} {
+		old := GenerationStatus{Number: 1, State: state, Profile: string(hsm.Trusted)}
+		if !Settled([]GenerationStatus{old, active}) {
+			t.Errorf("not settled with nothing under a generation that is %s", state)
+		}
+		old.WrappedKeys = 1
+		if Settled([]GenerationStatus{old, active}) {
+			t.Errorf("settled with a key under a generation that is %s", state)
+		}
 	}
 }
