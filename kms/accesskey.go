@@ -110,23 +110,31 @@ func (m *DomainMembers) DeleteAccessKey(ctx context.Context, id string) error {
 }
 
 // remains refuses to leave a user without an access key that is of use: with
-// the last one goes what `trent domain renew-access-key` knows him by.
+// the last one goes what `trent domain renew-access-key` knows him by. If the
+// one that is to go is of no use either, another one like it is enough for that.
 func (m *DomainMembers) remains(ctx context.Context, user store.Principal, without string, all []store.AccessKey) error {
 	var unusable []store.AccessKey
+	useful := false // the one that is to go
 	for _, k := range all {
-		if k.ID == without || k.Status != store.AccessKeyActive {
+		if k.Status != store.AccessKeyActive {
 			continue
 		}
 		alone, err := m.alone(ctx, hsm.EKT(k.Secret).Generation(), "", true)
-		if err != nil {
+		switch {
+		case err != nil:
 			return err
-		}
-		if !alone {
+		case k.ID == without:
+			useful = !alone
+		case !alone:
 			return nil
+		default:
+			unusable = append(unusable, k)
 		}
-		unusable = append(unusable, k)
 	}
-	if len(unusable) > 0 {
+	switch {
+	case len(unusable) > 0 && !useful:
+		return nil
+	case len(unusable) > 0:
 		return notYet("user %s would have none but %s, which no member at hand can use: delete that one first, then run `trent domain renew-access-key --access-key-id %s`, or give the member that can use it a [[hsm-member]] table",
 			user.Name, listed(unusable), without)
 	}

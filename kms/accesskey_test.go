@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/trent-kms/trent/audit"
@@ -104,6 +105,40 @@ func TestLastUsefulAccessKey(t *testing.T) {
 	}
 }
 
+// TestAccessKeysOfNoUse: of a user's two access keys that were lost with their
+// member one can be deleted, to make room for a new one, but not both.
+func TestAccessKeysOfNoUse(t *testing.T) {
+	f := newFleet(t)
+	m := f.officer(t, "a", func() {})
+	first, _, _, err := m.accessKey(t.Context(), f.admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.Secret[4] = 7 // the generation
+	second := first
+	second.ID, second.Version = "AKIALOST", 0
+	c := m.DB.NewChange()
+	if err := errors.Join(c.UpdateAccessKey(t.Context(), first), c.InsertAccessKey(t.Context(), second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.DB.Commit(t.Context(), c, nil); err != nil {
+		t.Fatal(err)
+	}
+	shown := func(string, []byte) error { return nil }
+	if err := m.RenewAccessKey(t.Context(), m.Members[0], first.ID, shown); err == nil {
+		t.Fatal("a third access key was made")
+	}
+	if err := m.DeleteAccessKey(t.Context(), second.ID); err != nil {
+		t.Fatalf("there is no way back for this user: %v", err)
+	}
+	if err := m.DeleteAccessKey(t.Context(), first.ID); !errors.Is(err, ErrNotYet) {
+		t.Errorf("the last one was deleted: %v", err)
+	}
+	if err := m.RenewAccessKey(t.Context(), m.Members[0], first.ID, shown); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAdministratorsNewAccessKey: a host that serves shows that one was made,
 // whoever made it.
 func TestAdministratorsNewAccessKey(t *testing.T) {
@@ -116,7 +151,7 @@ func TestAdministratorsNewAccessKey(t *testing.T) {
 	defer stop()
 	newest := func() float64 {
 		var m dto.Metric
-		if err := s.administrators.newest.Write(&m); err != nil {
+		if err := s.administrators.newest.WithLabelValues().Write(&m); err != nil {
 			t.Fatal(err)
 		}
 		return m.GetGauge().GetValue()
@@ -144,5 +179,53 @@ func TestAdministratorsNewAccessKey(t *testing.T) {
 	time.Sleep(100 * time.Millisecond)
 	if newest() <= first {
 		t.Error("one that was made and deleted is forgotten")
+	}
+}
+
+// TestAdministratorsBesideForgedRows: a row of one administrator's that is not
+// as Trent wrote it hides no other's new access key.
+func TestAdministratorsBesideForgedRows(t *testing.T) {
+	f := newFleet(t)
+	s := f.host(t, "a")
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.administrators.newest)
+	newest := func() float64 {
+		t.Helper()
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(families) == 0 {
+			return 0
+		}
+		return families[0].GetMetric()[0].GetGauge().GetValue()
+	}
+	notice := func() {
+		t.Helper()
+		if err := s.noticeAdministrators(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	notice()
+	first := newest()
+	m := f.officer(t, "b", func() {})
+	k, user, _, err := m.accessKey(t.Context(), f.admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	user.ID, user.Name, user.ARN, user.Version = "AIDAZOE", "zoe", user.ARN+"-zoe", 0
+	k.ID, k.PrincipalID, k.Version, k.Created = "AKIAZOE", user.ID, 0, k.Created.Add(time.Hour)
+	c := m.DB.NewChange()
+	if err := errors.Join(c.InsertPrincipal(t.Context(), user), c.InsertAccessKey(t.Context(), k)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.DB.Commit(t.Context(), c, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.DB.Pool().Exec(t.Context(), "UPDATE access_keys SET status = 'Inactive' WHERE id = $1", f.admin); err != nil {
+		t.Fatal(err)
+	}
+	if notice(); newest() <= first {
+		t.Errorf("the newest access key of an administrator is still of %f", first)
 	}
 }

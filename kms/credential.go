@@ -103,15 +103,15 @@ func (s *Service) credential(ctx context.Context, accessKeyID string) (*credenti
 // administrators alarms when one has a new access key: who has the secret has
 // all rights, and nobody need have asked for it through the API.
 type administrators struct {
-	newest prometheus.Gauge
-	latest time.Time // what newest shows; the cache's follower has it
+	newest *prometheus.GaugeVec // has no labels, and shows nothing before it is known
+	latest time.Time            // what newest shows; the cache's follower has it
 }
 
 func newAdministrators(metrics prometheus.Registerer) (*administrators, error) {
-	a := &administrators{newest: prometheus.NewGauge(prometheus.GaugeOpts{
+	a := &administrators{newest: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "trent_kms_administrator_access_key_created_seconds",
 		Help: "When the newest access key of an administrator was made that this process has seen, in seconds since 1970.",
-	})}
+	}, nil)}
 	if metrics == nil {
 		return a, nil
 	}
@@ -123,34 +123,18 @@ func newAdministrators(metrics prometheus.Registerer) (*administrators, error) {
 
 // noticeAdministrators looks for access keys of administrators that are newer
 // than those seen before. One that is deleted again has been seen all the same.
-// A row that is not as Trent wrote it has its own alarm: it is not asked for
-// again and again.
+// It is done once all have been looked at: what failed is to be found the next
+// time.
 func (s *Service) noticeAdministrators(ctx context.Context) error {
-	err := s.noticeNewest(ctx)
-	if tampered := (*store.ErrTampered)(nil); errors.As(err, &tampered) {
-		s.log.Error("looking for new access keys of administrators", "error", err)
-		return nil
-	}
-	return err
-}
-
-func (s *Service) noticeNewest(ctx context.Context) error {
-	users, err := s.db.Principals(ctx, s.cfg.Account)
+	found, err := s.administratorsAccessKeys(ctx)
 	if err != nil {
 		return fmt.Errorf("looking for new access keys of administrators: %w", err)
 	}
 	before := s.administrators.latest
-	for _, user := range users {
-		if !user.Admin {
-			continue
-		}
-		all, err := s.db.AccessKeys(ctx, user.Account, user.ID)
-		if err != nil {
-			return fmt.Errorf("looking for new access keys of administrator %s: %w", user.Name, err)
-		}
+	for user, all := range found {
 		for _, k := range all {
 			if !before.IsZero() && k.Created.After(before) {
-				s.log.Warn("an administrator has a new access key", "user", user.ARN, "access_key", k.ID, "created", k.Created)
+				s.log.Warn("an administrator has a new access key", "user", user, "access_key", k.ID, "created", k.Created)
 			}
 			if k.Created.After(s.administrators.latest) {
 				s.administrators.latest = k.Created
@@ -158,7 +142,36 @@ func (s *Service) noticeNewest(ctx context.Context) error {
 		}
 	}
 	if !s.administrators.latest.IsZero() {
-		s.administrators.newest.Set(float64(s.administrators.latest.UnixMilli()) / 1000)
+		s.administrators.newest.WithLabelValues().Set(float64(s.administrators.latest.UnixMilli()) / 1000)
 	}
 	return nil
+}
+
+// administratorsAccessKeys are by their users' ARNs. It passes over who has a
+// row that is not as Trent wrote it: that has its own alarm, and is not asked
+// for again and again.
+func (s *Service) administratorsAccessKeys(ctx context.Context) (found map[string][]store.AccessKey, err error) {
+	untampered := func(err error) error {
+		if tampered := (*store.ErrTampered)(nil); errors.As(err, &tampered) {
+			s.log.Error("looking for new access keys of administrators", "error", err)
+			return nil
+		}
+		return err
+	}
+	users, err := s.db.Principals(ctx, s.cfg.Account)
+	if err != nil {
+		return nil, untampered(err)
+	}
+	found = map[string][]store.AccessKey{}
+	for _, user := range users {
+		if !user.Admin {
+			continue
+		}
+		all, err := s.db.AccessKeys(ctx, user.Account, user.ID)
+		if err := untampered(err); err != nil {
+			return nil, fmt.Errorf("of %s: %w", user.Name, err)
+		}
+		found[user.ARN] = all
+	}
+	return found, nil
 }

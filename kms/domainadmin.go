@@ -150,21 +150,16 @@ func (a *DomainAdmin) writeOf(ctx context.Context, g *generations, event string,
 }
 
 // exclusively runs f while no other process makes or destroys keys on tokens.
-// What f decides on it has to load itself.
-func (a *DomainAdmin) exclusively(ctx context.Context, f func() error) error {
-	release, err := a.DB.LockDomain(ctx)
-	if err != nil {
-		return err //nolint:wrapcheck // says it all
-	}
-	defer release()
-	return f()
+// What f decides on it has to load itself, and it stops when its context ends.
+func (a *DomainAdmin) exclusively(ctx context.Context, f func(ctx context.Context) error) error {
+	return a.DB.WithDomainLock(ctx, f) //nolint:wrapcheck // says it all
 }
 
 // Create makes the next generation on this token and records it, or goes on
 // with one that is not active yet. Under the trusted profile the security officer
 // must have made its domain keys before: see hsm.MakeTrustedKeys.
 func (a *DomainAdmin) Create(ctx context.Context, profile hsm.Profile) (made store.DomainGeneration, err error) {
-	err = a.exclusively(ctx, func() error {
+	err = a.exclusively(ctx, func(ctx context.Context) error {
 		made, err = a.create(ctx, profile)
 		return err
 	})

@@ -85,7 +85,7 @@ func wholeness(h hsm.Generation) string {
 }
 
 // Settled says whether the background work has nothing left to do: nothing
-// that can be moved is under a superseded generation.
+// that can be moved is under a generation that was active before.
 func Settled(all []GenerationStatus) bool {
 	active := ""
 	for _, g := range all {
@@ -95,8 +95,11 @@ func Settled(all []GenerationStatus) bool {
 	}
 	for _, g := range all {
 		movable := g.Profile == string(hsm.Trusted) && active == g.Profile && g.WrappedKeys > 0
-		if g.State == store.GenerationSuperseded && (movable || g.SealedRows > 0) {
-			return false
+		switch g.State {
+		case store.GenerationSuperseded, store.GenerationRetiring:
+			if movable || g.SealedRows > 0 {
+				return false
+			}
 		}
 	}
 	return true

@@ -17,7 +17,7 @@ import (
 // them; while one is missing it makes and shows the keys, and nothing else. It
 // can be run again after it was interrupted anywhere.
 func (m *DomainMembers) Enrol(ctx context.Context, confirmed []string) error {
-	return m.exclusively(ctx, func() error { return m.enrol(ctx, confirmed) })
+	return m.exclusively(ctx, func(ctx context.Context) error { return m.enrol(ctx, confirmed) })
 }
 
 func (m *DomainMembers) enrol(ctx context.Context, confirmed []string) error {
@@ -139,7 +139,7 @@ func (m *DomainMembers) Confirm(ctx context.Context, show func(each MemberAtHand
 // EnrolmentKey returns the public half of a member's enrolment key for a
 // generation, and makes it where there is none: not while another machine does.
 func (m *DomainMembers) EnrolmentKey(ctx context.Context, of MemberAtHand, number uint32) (public []byte, err error) {
-	err = m.exclusively(ctx, func() (err error) {
+	err = m.exclusively(ctx, func(ctx context.Context) (err error) {
 		public, err = of.Domain.EnrolmentKey(ctx, number)
 		return err //nolint:wrapcheck // says it all
 	})

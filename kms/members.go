@@ -198,7 +198,7 @@ func (m *DomainMembers) List(ctx context.Context) ([]MemberStatus, error) {
 // lost, and that with it. One that was removed as lost and has turned up is the
 // last to have it, and is not emptied either.
 func (m *DomainMembers) Remove(ctx context.Context, serial string, lost bool) error {
-	return m.exclusively(ctx, func() error { return m.remove(ctx, serial, lost) })
+	return m.exclusively(ctx, func(ctx context.Context) error { return m.remove(ctx, serial, lost) })
 }
 
 func (m *DomainMembers) remove(ctx context.Context, serial string, lost bool) error {

@@ -19,7 +19,7 @@ import (
 // the serial numbers of tokens that are no more, as an officer says. It can be
 // called again, and has to be while a token is left that may hold something.
 func (m *DomainMembers) Retire(ctx context.Context, number int64, retention time.Duration, gone ...string) error {
-	return m.exclusively(ctx, func() error { return m.retire(ctx, number, retention, gone) })
+	return m.exclusively(ctx, func(ctx context.Context) error { return m.retire(ctx, number, retention, gone) })
 }
 
 func (m *DomainMembers) retire(ctx context.Context, number int64, retention time.Duration, gone []string) error {

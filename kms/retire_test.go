@@ -1,11 +1,15 @@
 package kms
 
 import (
+	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
+	"github.com/trent-kms/trent/store"
 )
 
 // TestRetireWhileAHostLags: what a host that does not follow wraps under a
@@ -51,5 +55,62 @@ func TestRetireWhileAHostLags(t *testing.T) {
 	under(1)
 	if err := m.Retire(t.Context(), 2, time.Hour); err != nil || held() != 1 {
 		t.Errorf("%d generations are left: %v", held(), err)
+	}
+}
+
+// TestSettled: keys that were wrapped under a generation while it was about to go
+// are moved as well, which is waited for.
+func TestSettled(t *testing.T) {
+	active := GenerationStatus{Number: 2, State: store.GenerationActive, Profile: string(hsm.Trusted)}
+	for _, state := range []string{store.GenerationSuperseded, store.GenerationRetiring} {
+		old := GenerationStatus{Number: 1, State: state, Profile: string(hsm.Trusted)}
+		if !Settled([]GenerationStatus{old, active}) {
+			t.Errorf("not settled with nothing under a generation that is %s", state)
+		}
+		old.WrappedKeys = 1
+		if Settled([]GenerationStatus{old, active}) {
+			t.Errorf("settled with a key under a generation that is %s", state)
+		}
+	}
+}
+
+// TestLockLost: an order that loses the lock which keeps others from the tokens
+// does nothing more on them.
+func TestLockLost(t *testing.T) {
+	f := newFleet(t)
+	member, err := f.token.OpenDomain(t.Context(), f.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := f.officer(t, "a", func() {})
+	one := m.DomainAdmin
+	one.Member, one.Serial = member, f.token.Info().Serial
+	if _, err := one.Create(t.Context(), hsm.Locked); err != nil {
+		t.Fatal(err)
+	}
+	commit := m.Commit
+	m.Commit = func(ctx context.Context, r *audit.Record, c *store.Change) error {
+		_, err := m.DB.Pool().Exec(t.Context(), `
+			SELECT pg_terminate_backend(pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+			WHERE locktype = 'advisory' AND classid = 1953655140 AND datname = current_database()`)
+		if err != nil {
+			t.Error(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Second):
+			t.Error("it goes on without its lock")
+		}
+		return commit(ctx, r, c)
+	}
+	if err := m.Retire(t.Context(), 2, time.Hour); err == nil || !strings.Contains(err.Error(), "so this one has stopped") {
+		t.Errorf("retired without the lock: %v", err)
+	}
+	if all, err := m.Members[0].Domain.Generations(t.Context()); err != nil || len(all) != 2 {
+		t.Errorf("%d generations are left: %v", len(all), err)
+	}
+	m.Commit = commit
+	if err := m.Retire(t.Context(), 2, time.Hour); err != nil {
+		t.Error(err)
 	}
 }

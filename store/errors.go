@@ -39,6 +39,8 @@ var (
 	ErrInitRunning = errors.New("another trent init is running: wait until it has ended")
 	// ErrDomainBusy says that another process is changing what tokens hold.
 	ErrDomainBusy = errors.New("another `trent domain` or `trent ceremony` is making or destroying keys on the tokens: wait until it has ended, look at `trent domain status`, then run this again")
+	// ErrDomainUnlocked says that this process may have been no longer the only one.
+	ErrDomainUnlocked = errors.New("the connection to Postgres was lost by which other commands were kept from the tokens, so this one has stopped: look at `trent domain status`, then run it again")
 	// ErrUnavailable says that Postgres was not reached, or went away.
 	ErrUnavailable = errors.New("Postgres is not available")
 	// ErrDiskFull says that Postgres refused a statement for want of room.

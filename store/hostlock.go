@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -71,18 +72,37 @@ const (
 // LockInit lets one process at a time set the database up, or answers
 // ErrInitRunning. release gives the lock up.
 func (db *DB) LockInit(ctx context.Context) (release func(), err error) {
-	return db.lockAlone(ctx, initLockClass, "init", initLockWait, ErrInitRunning)
+	conn, err := db.lockAlone(ctx, initLockClass, "init", initLockWait, ErrInitRunning)
+	return func() { unlock(ctx, conn) }, err
 }
 
-// LockDomain lets one process at a time make or destroy objects on tokens by
-// what the generations' rows say, or answers ErrDomainBusy: tokens know no
-// transactions, and two that make the same keys leave them double. release
-// gives the lock up.
-func (db *DB) LockDomain(ctx context.Context) (release func(), err error) {
-	return db.lockAlone(ctx, domainLockClass, "domain", domainLockWait, ErrDomainBusy)
+// WithDomainLock runs f, which makes or destroys objects on tokens by what the
+// generations' rows say, in one process at a time, or answers ErrDomainBusy:
+// tokens know no transactions, and two that make the same keys leave them
+// double. The context that f gets ends when the lock is lost with its
+// connection, since another process may have it then: ErrDomainUnlocked.
+func (db *DB) WithDomainLock(ctx context.Context, f func(ctx context.Context) error) error {
+	conn, err := db.lockAlone(ctx, domainLockClass, "domain", domainLockWait, ErrDomainBusy)
+	if err != nil {
+		return err
+	}
+	defer unlock(ctx, conn)
+	held, end := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer end(nil)
+	watching.Go(func() {
+		_, err := conn.WaitForNotification(held) // of which nobody sends one
+		end(fmt.Errorf("%w: %w", ErrDomainUnlocked, fault(err)))
+	})
+	err = f(held)
+	if lost := context.Cause(held); err != nil && errors.Is(lost, ErrDomainUnlocked) {
+		return fmt.Errorf("%w: %w", lost, err)
+	}
+	return err
 }
 
-func (db *DB) lockAlone(ctx context.Context, class int32, name string, wait time.Duration, taken error) (release func(), err error) {
+func (db *DB) lockAlone(ctx context.Context, class int32, name string, wait time.Duration, taken error) (*pgx.Conn, error) {
 	conn, err := db.lock(ctx, class, name, wait)
 	if err != nil {
 		return nil, fmt.Errorf("locking the %s: %w", name, err)
@@ -90,11 +110,13 @@ func (db *DB) lockAlone(ctx context.Context, class int32, name string, wait time
 	if conn == nil {
 		return nil, taken
 	}
-	return func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = conn.Close(ctx)
-	}, nil
+	return conn, nil
+}
+
+func unlock(ctx context.Context, conn *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	_ = conn.Close(ctx)
 }
 
 // Held reports whether the lock's connection still lives.

@@ -131,7 +131,7 @@ func examine(ctx context.Context, cfg hsm.Config, known map[hsm.DomainID]hsm.Pro
 	if ctx.Err() == nil && limited.Err() != nil {
 		return report, errors.Join(fmt.Errorf("it is not done after %s", within), err)
 	}
-	return report, ctx.Err()
+	return report, errors.Join(ctx.Err(), err)
 }
 
 func (c *doctorCmd) print(w io.Writer, d diagnosis) error {

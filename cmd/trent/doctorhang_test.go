@@ -26,6 +26,12 @@ func TestDoctorOfAHungDevice(t *testing.T) {
 			t.Errorf("%s hangs: after %s %v", function, took, err)
 		}
 		interrupted, cancel := context.WithCancel(t.Context())
+		if function == "C_Initialize" { // in which the examination above still is
+			time.AfterFunc(100*time.Millisecond, cancel)
+			if _, err := examine(interrupted, cfg, nil, time.Minute); !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), shim.Module) {
+				t.Errorf("interrupted while it hangs: %v", err)
+			}
+		}
 		cancel()
 		shim.Clear()
 		if _, err := examine(interrupted, cfg, nil, time.Minute); !errors.Is(err, context.Canceled) {

@@ -129,12 +129,9 @@ func (c domainConfig) makeTrustedKeys(ctx context.Context, pin hsm.PIN, id hsm.D
 		return err
 	}
 	defer db.Close()
-	release, err := db.LockDomain(ctx)
-	if err != nil {
-		return err //nolint:wrapcheck // says it all
-	}
-	defer release()
-	return hsm.MakeTrustedKeys(ctx, c.hsm, pin, id, number) //nolint:wrapcheck // says it all
+	return db.WithDomainLock(ctx, func(ctx context.Context) error { //nolint:wrapcheck // says it all
+		return hsm.MakeTrustedKeys(ctx, c.hsm, pin, id, number)
+	})
 }
 
 // wait returns when the generation may be activated; with NoWait, ErrNotYet if
