@@ -56,8 +56,11 @@ func (s ceremony) enrol(ctx context.Context, m *membersSession) error {
 	}
 	var unwritten error
 	m.Progress = func(step string) { unwritten = errors.Join(unwritten, s.fact("%s", step)) }
-	if err := errors.Join(m.enrol(ctx, confirmed), unwritten); err != nil {
-		return err
+	if err := m.enrol(ctx, confirmed); err != nil {
+		return errors.Join(err, unwritten)
+	}
+	if unwritten != nil {
+		return unwritten
 	}
 	return s.members(ctx, m)
 }

@@ -71,7 +71,7 @@ func (c domainConfig) openMembers(ctx context.Context) (_ *membersSession, err e
 		return nil, errors.Join(faults...)
 	}
 	if m.deployment, err = verify(ctx, m.Sealers(), m.DB, m.deployment); err != nil {
-		return nil, err
+		return nil, errors.Join(append(faults, err)...) // it may be for want of those
 	}
 	return m, nil
 }
