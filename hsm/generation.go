@@ -360,6 +360,7 @@ func (d *Member) SetActive(ctx context.Context, number uint32) error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.active, d.served = number, number
+		d.doubt()
 		return nil
 	}
 	if keys, err = d.look(ctx); err != nil {

@@ -40,6 +40,7 @@ type Member struct {
 	active uint32    // what SetActive asked for; 0 = the oldest whole one
 	served uint32    // the generation that was active when keys were found last
 	looked time.Time // when a generation was last looked for in vain
+	seen   time.Time // when all generations were looked at last
 	// probe was made in the epoch probed, and outlives keys that are forgotten.
 	probe  probe
 	probed uint64
@@ -173,7 +174,7 @@ func (d *Member) revive(s *session) error {
 // keep notes what was found, unless SetActive has asked for something else
 // meanwhile: then the next call looks again. The caller holds mu.
 func (d *Member) keep(found *domainKeys, active uint32) {
-	d.probe, d.probed = found.probe, found.epoch
+	d.probe, d.probed, d.seen = found.probe, found.epoch, time.Now()
 	d.t.stats.found(found.generations)
 	if d.active == active {
 		d.keys, d.served = found, found.Number
