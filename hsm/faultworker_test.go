@@ -192,7 +192,7 @@ func (tb *workerTable) cell(t *testing.T, function string, c faultClass) {
 // enough where it is not soon repeated. It returns a moment before the first.
 func (tb *workerTable) provoke(function string, times int, happened func() int) (start time.Time) {
 	const atMost = 2 * time.Minute // for the first
-	start = time.Now() // it may have happened already
+	start = time.Now()             // it may have happened already
 	end := start.Add(atMost)
 	for try := 0; happened() < times && time.Now().Before(end); try++ {
 		wait := 30 * time.Millisecond
