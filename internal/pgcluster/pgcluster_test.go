@@ -13,20 +13,25 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// folder is one that Postgres passes through as another user, if we are root.
+func folder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "trent-pgcluster-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
 // TestStart goes through what an unkind machine does to a cluster: a path too
 // long for a socket, a crash, and a lock file whose number now belongs to
 // another process.
 func TestStart(t *testing.T) {
-	parent, err := os.MkdirTemp("", "trent-pgcluster-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(parent) })
-	// As root, Postgres passes through as another user.
-	if err := os.Chmod(parent, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(parent, strings.Repeat("long", 30))
+	dir := filepath.Join(folder(t), strings.Repeat("long", 30))
 	c := start(t, dir)
 	if len(c.socket) > longestSocket-len("/.s.PGSQL."+port) {
 		t.Errorf("socket folder %s is too long", c.socket)
@@ -71,15 +76,7 @@ func TestForeignSettings(t *testing.T) {
 	} {
 		t.Setenv(name, value)
 	}
-	parent, err := os.MkdirTemp("", "trent-pgcluster-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(parent) })
-	if err := os.Chmod(parent, 0o711); err != nil {
-		t.Fatal(err)
-	}
-	c := start(t, filepath.Join(parent, "a b+c%20'd"))
+	c := start(t, filepath.Join(folder(t), "a b+c%20'd"))
 	// Fails unless the setting is the server's own.
 	query(t, c, "SELECT 1 / (current_setting('synchronous_commit') = 'on')::int")
 	if err := c.Stop(); err != nil {
