@@ -20,7 +20,8 @@ const (
 
 // Append appends r as one line of JSON, without the line feed. Whatever the
 // caller sent, the line is valid JSON that Postgres's jsonb takes: invalid
-// UTF-8 and NUL become U+FFFD.
+// UTF-8 and NUL become U+FFFD. (jsonb takes no number above 1e131072; what we
+// record has none, since the wire's shapes have none.)
 func (r *Record) Append(dst []byte) []byte {
 	dst = append(dst, `{"eventVersion":"1.11","userIdentity":{`...)
 	dst = r.UserIdentity.append(dst)
