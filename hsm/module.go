@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -118,7 +119,7 @@ func (m *module) slots() ([]slot, error) {
 // choose returns the one slot that cfg names.
 func choose(slots []slot, cfg Config) (slot, error) {
 	if cfg.TokenLabel == "" && cfg.TokenSerial == "" {
-		return slot{}, fmt.Errorf("%w: neither a token label nor a serial number is configured; %s", ErrTokenNotFound, present(slots))
+		return slot{}, fmt.Errorf("%w: neither a token label nor a serial number is configured: set --hsm-token or --hsm-serial; %s", ErrTokenNotFound, present(slots))
 	}
 	var matches []slot
 	for _, s := range slots {
@@ -129,16 +130,22 @@ func choose(slots []slot, cfg Config) (slot, error) {
 		matches = append(matches, s)
 	}
 	if len(matches) == 0 {
-		return slot{}, fmt.Errorf("%w: %s; %s", ErrTokenNotFound, wanted(cfg), present(slots))
+		return slot{}, fmt.Errorf("%w: %s; %s; name one that is there, or make this one with the vendor's tool (SoftHSM: %s)",
+			ErrTokenNotFound, wanted(cfg), present(slots), initCommand(cfg))
 	}
 	if len(matches) > 1 {
 		return slot{}, fmt.Errorf("%w: %s is carried by %d tokens; name the serial number too, or relabel one of them; %s",
 			ErrTokenAmbiguous, wanted(cfg), len(matches), present(slots))
 	}
 	if s := matches[0]; s.token.Flags&pkcs11.CKF_TOKEN_INITIALIZED == 0 {
-		return slot{}, fmt.Errorf("%w: %s; initialise it with the vendor's tool (SoftHSM: softhsm2-util --init-token)", ErrTokenUninitialised, wanted(cfg))
+		return slot{}, fmt.Errorf("%w: %s; initialise it with the vendor's tool (SoftHSM: %s)", ErrTokenUninitialised, wanted(cfg), initCommand(cfg))
 	}
 	return matches[0], nil
+}
+
+// initCommand asks for the PINs.
+func initCommand(cfg Config) string {
+	return fmt.Sprintf("softhsm2-util --init-token --free --label %q", cmp.Or(cfg.TokenLabel, "trent"))
 }
 
 func wanted(cfg Config) string {
@@ -160,7 +167,7 @@ func present(slots []slot) string {
 		}
 	}
 	if len(tokens) == 0 {
-		return "the library shows no initialised token: initialise one with the vendor's tool, and check the library's configuration and the rights on its files"
+		return "the library shows no initialised token: check its configuration and the rights on its files"
 	}
 	return "the library shows " + strings.Join(tokens, ", ")
 }

@@ -28,14 +28,15 @@ func TestOpenRefuses(t *testing.T) {
 	tests := map[string]struct {
 		change func(*Config)
 		want   error
+		next   string // step, that the error names
 	}{
-		"no module path":    {func(c *Config) { c.Module = "" }, ErrModule},
-		"missing module":    {func(c *Config) { c.Module = "/nonexistent/libhsm.so" }, ErrModule},
-		"not a library":     {func(c *Config) { c.Module = notModule }, ErrModule},
-		"neither named":     {func(c *Config) { c.TokenLabel = "" }, ErrTokenNotFound},
-		"unknown label":     {func(c *Config) { c.TokenLabel = "nobody" }, ErrTokenNotFound},
-		"label, not serial": {func(c *Config) { c.TokenSerial = "0000" }, ErrTokenNotFound},
-		"no PIN":            {func(c *Config) { c.PIN = PIN{} }, ErrPINIncorrect},
+		"no module path":    {func(c *Config) { c.Module = "" }, ErrModule, "set the path"},
+		"missing module":    {func(c *Config) { c.Module = "/nonexistent/libhsm.so" }, ErrModule, "apt-get install softhsm2"},
+		"not a library":     {func(c *Config) { c.Module = notModule }, ErrModule, "install the vendor's library"},
+		"neither named":     {func(c *Config) { c.TokenLabel = "" }, ErrTokenNotFound, "set --hsm-token or --hsm-serial"},
+		"unknown label":     {func(c *Config) { c.TokenLabel = "nobody" }, ErrTokenNotFound, `softhsm2-util --init-token --free --label "nobody"`},
+		"label, not serial": {func(c *Config) { c.TokenSerial = "0000" }, ErrTokenNotFound, "name one that is there"},
+		"no PIN":            {func(c *Config) { c.PIN = PIN{} }, ErrPINIncorrect, "give it by file or credential"},
 	}
 	for name, test := range tests {
 		cfg := good
@@ -44,8 +45,8 @@ func TestOpenRefuses(t *testing.T) {
 		if err == nil {
 			token.Close() //nolint:errcheck // the test has failed
 		}
-		if !errors.Is(err, test.want) {
-			t.Errorf("%s: %v, want %v", name, err, test.want)
+		if !errors.Is(err, test.want) || !strings.Contains(err.Error(), test.next) {
+			t.Errorf("%s: %v, want %v and %q", name, err, test.want, test.next)
 		}
 	}
 	bySerial := good

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -92,7 +93,7 @@ func (c *devCmd) Run(ctx context.Context) error {
 	}
 	// Only now: setting up has opened and closed both once.
 	s.system.hsm.Metrics, s.system.store.Metrics = s.system.metrics, s.system.metrics
-	env, err := state.writeEnv("http://"+s.api.Addr().String(), c.Regions[0])
+	env, err := state.writeEnv(s.api.Addr().(*net.TCPAddr), c.Regions[0])
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -194,15 +195,18 @@ func (s *devState) keepCredentials(accessKeyID string, secret []byte) error {
 	return writeSecret(s.path("credentials"), text)
 }
 
-// writeEnv writes the file to source, and returns its content.
-func (s *devState) writeEnv(endpoint, region string) ([]byte, error) {
+// writeEnv writes the file to source, and returns its content. A proxy, which
+// the machine may have, does not reach its loopback address.
+func (s *devState) writeEnv(api *net.TCPAddr, region string) ([]byte, error) {
 	credentials, err := os.ReadFile(s.path("credentials"))
 	if err != nil {
 		return nil, fmt.Errorf("reading the administrator's access key: %w: its secret is nowhere else; to begin anew, move %s away", err, s.dir)
 	}
 	defer clear(credentials)
 	rest := "export AWS_DEFAULT_REGION=" + region + "\nexport AWS_REGION=" + region +
-		"\nexport AWS_ENDPOINT_URL_KMS=" + endpoint +
+		"\nexport AWS_ENDPOINT_URL_KMS=http://" + api.String() +
+		"\nexport NO_PROXY=\"" + api.IP.String() + ",${NO_PROXY:-${no_proxy:-}}\"" +
+		"\nexport no_proxy=\"$NO_PROXY\"" +
 		"\nunset AWS_PROFILE AWS_SESSION_TOKEN\n"
 	env := make([]byte, 0, len(credentials)+len(rest))
 	env = append(append(env, credentials...), rest...)

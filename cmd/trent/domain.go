@@ -153,7 +153,7 @@ func (s domainSettings) operator() string {
 func (c domainConfig) commit(ctx context.Context, db *store.DB, r *audit.Record, change *store.Change) error {
 	writer, err := audit.Open(ctx, audit.Config{DB: db, Host: c.host, Logger: c.log})
 	if errors.Is(err, store.ErrHostTaken) {
-		return fmt.Errorf("opening the audit log as %q: %w: give this command its own --admin-host", c.host, err)
+		return fmt.Errorf("opening the audit log: %w (--admin-host)", err)
 	}
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)

@@ -105,7 +105,7 @@ func (s *system) build(ctx context.Context, cfg systemConfig) error {
 		DB: s.db, Host: cfg.host, Logger: cfg.log, Metrics: cfg.metrics,
 	})
 	if errors.Is(err, store.ErrHostTaken) {
-		return fmt.Errorf("opening the audit log as %q: %w: stop the other process, or give this one its own --host", cfg.host, err)
+		return fmt.Errorf("opening the audit log: %w (--host)", err)
 	}
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
