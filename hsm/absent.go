@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
@@ -27,13 +26,10 @@ type absence struct {
 const absenceLasts = time.Second
 
 func (c *call) generation() uint32 {
-	switch {
-	case c.op == callVerify:
+	if c.op == callVerify {
 		return c.number
-	case len(c.ekt) > ektHeader:
-		return binary.BigEndian.Uint32(c.ekt[1:])
 	}
-	return 0
+	return c.ekt.Generation()
 }
 
 func (a *absences) note(s *seat, c *call) {

@@ -141,15 +141,7 @@ func (s *session) trySensitive() error {
 	if code == pkcs11.CKR_OK && length == 0 {
 		return nil // as much as it shows is nothing
 	}
-	return s.mustRefuse("reading CKA_VALUE", answered("reading CKA_VALUE", code))
-}
-
-// answered is the error of a native call.
-func answered(doing string, code uint) error {
-	if code == pkcs11.CKR_OK {
-		return nil
-	}
-	return &DeviceError{Doing: doing, Code: code}
+	return s.mustRefuse("reading CKA_VALUE", codeError("reading CKA_VALUE", code))
 }
 
 func (s *session) trySensitiveOff() error {
@@ -293,7 +285,7 @@ func (s *session) trySessionObjects() error {
 		return err
 	}
 	err = s.mustNotSeal("using a key after its session was closed", key)
-	if code, ok := codeOf(err); ok && classify(code) == classHandle {
+	if isClass(err, classHandle) {
 		return nil // which says that the object is no more
 	}
 	if errors.Is(err, errBroken) {
@@ -342,14 +334,13 @@ func (s *session) tryOddLength() error {
 // wantHMAC has the device compute an HMAC under object, whose value is known:
 // SHA-1's, for which 20 bytes are no device's too short a key.
 func (s *session) wantHMAC(object pkcs11.ObjectHandle, secret []byte) error {
-	out := make([]byte, sha1.Size)
-	length, code := s.t.module.native.sign(pkcs11.CKM_SHA_1_HMAC, s.handle, object, checkMessage, out)
-	if code != pkcs11.CKR_OK {
-		return &DeviceError{Doing: "computing HMAC", Code: code}
+	got, err := s.mac("computing HMAC", pkcs11.CKM_SHA_1_HMAC, object, checkMessage, sha1.Size)
+	if err != nil {
+		return err
 	}
 	mac := hmac.New(sha1.New, secret)
 	mac.Write(checkMessage)
-	if !hmac.Equal(out[:length], mac.Sum(nil)) {
+	if !hmac.Equal(got, mac.Sum(nil)) {
 		return errWrongAnswer
 	}
 	return nil

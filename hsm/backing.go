@@ -188,7 +188,7 @@ func (s *session) unwrapLength(way wrapWay, wrapper pkcs11.ObjectHandle, wrapped
 		return sized()
 	}
 	object, err := p11.UnwrapKey(s.handle, m, wrapper, wrapped, template)
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_TEMPLATE_INCOMPLETE && way.class != classPrivate {
+	if isCode(err, pkcs11.CKR_TEMPLATE_INCOMPLETE) && way.class != classPrivate {
 		object, err := sized()
 		if err == nil {
 			s.t.wantsLength.Store(true)

@@ -3,7 +3,6 @@ package hsm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -23,6 +22,10 @@ func RawBench(cfg Config, d time.Duration, sessions int, decrypt bool) (opsPerSe
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, t.Close()) }()
+	return t.rate(d, sessions, decrypt)
+}
+
+func (t *Token) rate(d time.Duration, sessions int, decrypt bool) (perSecond float64, err error) {
 	callers := make([]*session, sessions)
 	for i := range callers {
 		if callers[i], err = t.openSession(); err != nil {
@@ -30,9 +33,9 @@ func RawBench(cfg Config, d time.Duration, sessions int, decrypt bool) (opsPerSe
 		}
 		defer callers[i].close()
 	}
-	key, err := t.module.p11.GenerateKey(callers[0].handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
+	key, err := callers[0].probeKey()
 	if err != nil {
-		return 0, deviceError("generating the benchmark's key", err)
+		return 0, err
 	}
 	counts, codes := make([]int, sessions), make([]uint, sessions)
 	var group sync.WaitGroup
@@ -44,8 +47,8 @@ func RawBench(cfg Config, d time.Duration, sessions int, decrypt bool) (opsPerSe
 	took := time.Since(start)
 	total := 0
 	for i, n := range counts {
-		if codes[i] != pkcs11.CKR_OK {
-			return 0, fmt.Errorf("benchmarking: %w", &DeviceError{Doing: "calling", Code: codes[i]})
+		if err := codeError("calling", codes[i]); err != nil {
+			return 0, err
 		}
 		total += n
 	}

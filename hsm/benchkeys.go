@@ -78,9 +78,7 @@ func (s *session) benchCall(sp spec, algorithm string) (func() error, error) {
 	}
 	out := make([]byte, a.size)
 	return func() error {
-		if _, code := native.use(false, a.mechanism, a.parameters, s.handle, key, in, out); code != pkcs11.CKR_OK {
-			return &DeviceError{Doing: "calling", Code: code}
-		}
-		return nil
+		_, code := native.use(false, a.mechanism, a.parameters, s.handle, key, in, out)
+		return codeError("calling", code)
 	}, err
 }

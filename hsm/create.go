@@ -154,7 +154,7 @@ func (t *Token) makeTokenKey(template []*pkcs11.Attribute, cipher *crypto11.Symm
 	set := crypto11.NewAttributeSet()
 	set.AddIfNotPresent(template)
 	err := t.generateTokenKey(set.Copy(), cipher)
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID {
+	if isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 		t.log.Warn("the device does not know CKA_ALLOWED_MECHANISMS; keys are made without it", "token", t.info.Label)
 		set.Unset(pkcs11.CKA_ALLOWED_MECHANISMS)
 		err = t.generateTokenKey(set, cipher)
@@ -182,16 +182,7 @@ func (d *Member) DestroyGeneration(ctx context.Context, number uint32, keepMAC b
 		roles = roles[:len(keyClasses)]
 	}
 	for _, role := range roles {
-		err := d.t.onKeeperRetrying(ctx, func(s *session) error {
-			object, err := s.findOne(d.id.label(role, number))
-			if errors.Is(err, errNotFound) {
-				return nil
-			}
-			if err != nil {
-				return err
-			}
-			return deviceError("destroying", s.t.module.p11.DestroyObject(s.handle, object))
-		})
+		err := d.t.onKeeperRetrying(ctx, func(s *session) error { return s.destroyNamed(d.id.label(role, number)) })
 		if err != nil {
 			return fmt.Errorf("destroying the %s key of generation %d on %q: %w", role, number, d.t.info.Label, err)
 		}

@@ -23,23 +23,20 @@ func (d *Member) GenerateDataKeyPair(ctx context.Context, spec string) (privateP
 	if !ok || sp.class != classPrivate {
 		return nil, nil, fmt.Errorf("%w: %s is no spec of a key pair", ErrArgument, spec)
 	}
-	var p patience
-	for {
-		var spki []byte
-		r := newRequest(opFunc, d.t.epoch.Load())
+	var spki []byte
+	private, err := d.t.maker.doFresh(ctx, d.t, func(epoch uint64) *request {
+		r := newRequest(opFunc, epoch)
 		r.out = make([]byte, maxPKCS8) // wiped if the caller has gone
 		r.fn = func(s *session) (err error) {
 			r.length, spki, err = s.makeDataKeyPair(spec, sp, r.out)
 			return err
 		}
-		private, err := d.t.maker.do(ctx, r)
-		if err == nil {
-			return private, spki, nil
-		}
-		if err := p.again(ctx, d.t, err); err != nil {
-			return nil, nil, fmt.Errorf("generating a data key pair of %s: %w", spec, settled(err))
-		}
+		return r
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("generating a data key pair of %s: %w", spec, err) // spki may still be written
 	}
+	return private, spki, nil
 }
 
 // makeDataKeyPair writes the private half to out.

@@ -100,7 +100,7 @@ func (s *session) makeEnrolmentKey(id DomainID, number uint32) (pkcs11.ObjectHan
 			s.destroy(public) // it can be read from the private half
 			return key, nil
 		}
-		if code, ok := codeOf(err); !ok || !slices.Contains(refusals, code) {
+		if !isCode(err, refusals...) {
 			break // it may have been made all the same: the next try looks first
 		}
 	}
@@ -176,7 +176,7 @@ func (s *session) inspectCarrier(key pkcs11.ObjectHandle, public []byte) error {
 			return fmt.Errorf("%w: the enrolment key unwraps objects with attribute 0x%X = %x, so a PIN holder could take domain keys out: the device ignores unwrap templates, or somebody else made the key",
 				ErrDomainConflict, forbidden.Type, forbidden.Value)
 		}
-		if code, ok := codeOf(err); !ok || !slices.Contains(templateRefusals, code) {
+		if !isCode(err, templateRefusals...) {
 			return fmt.Errorf("trying the enrolment key: %w", err)
 		}
 	}
@@ -204,10 +204,6 @@ func (s *session) wrapper(publicKey []byte) (pkcs11.ObjectHandle, error) {
 	return object, deviceError("bringing in a public key", err)
 }
 
-func byOAEP(hash string) []*pkcs11.Mechanism {
-	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_OAEP, wrappings[hash].parameters())}
-}
-
 // wrapFor wraps key by each hash that the device has.
 func (s *session) wrapFor(wrapper, key pkcs11.ObjectHandle) (map[string][]byte, error) {
 	made := map[string][]byte{}
@@ -219,7 +215,7 @@ func (s *session) wrapFor(wrapper, key pkcs11.ObjectHandle) (map[string][]byte, 
 			continue
 		}
 		last = fmt.Errorf("for a member: %w", err)
-		if code, ok := codeOf(err); !ok || !slices.Contains(lacksHash, code) {
+		if !isCode(err, lacksHash...) {
 			return nil, last
 		}
 	}
@@ -241,7 +237,7 @@ func (s *session) openParcel(key pkcs11.ObjectHandle, parcel map[string][]byte, 
 			return object, nil
 		}
 		last = deviceError("unwrapping a key of the generation", err)
-		if code, ok := codeOf(err); !ok || !slices.Contains(lacksHash, code) {
+		if !isCode(err, lacksHash...) {
 			return 0, last
 		}
 	}
@@ -261,16 +257,7 @@ func without(template []*pkcs11.Attribute, kind uint) []*pkcs11.Attribute {
 // DropEnrolmentKey destroys the enrolment key of a generation, after which no
 // copy of its parcel opens any more. It can be called again.
 func (d *Member) DropEnrolmentKey(ctx context.Context, number uint32) error {
-	err := d.t.onMakerRetrying(ctx, func(s *session) error {
-		key, err := s.findOne(d.id.label(enrolmentRole, number))
-		if errors.Is(err, errNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return deviceError("destroying", s.t.module.p11.DestroyObject(s.handle, key))
-	})
+	err := d.t.onMakerRetrying(ctx, func(s *session) error { return s.destroyNamed(d.id.label(enrolmentRole, number)) })
 	if err != nil {
 		return fmt.Errorf("destroying the enrolment key of generation %d on %q: %w", number, d.t.info.Label, err)
 	}
@@ -279,18 +266,7 @@ func (d *Member) DropEnrolmentKey(ctx context.Context, number uint32) error {
 
 // onMakerRetrying is onKeeperRetrying for what takes long.
 func (t *Token) onMakerRetrying(ctx context.Context, f func(*session) error) error {
-	var p patience
-	for {
-		r := newRequest(opFunc, t.epoch.Load())
-		r.fn = f
-		_, err := t.maker.do(ctx, r)
-		if err == nil {
-			return nil
-		}
-		if err := p.again(ctx, t, err); err != nil {
-			return settled(err)
-		}
-	}
+	return t.maker.runFresh(ctx, t, f)
 }
 
 // SameFingerprint compares what people may have written with spaces or capitals.

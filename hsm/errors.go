@@ -3,6 +3,7 @@ package hsm
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/miekg/pkcs11"
@@ -75,6 +76,14 @@ func deviceError(doing string, err error) error {
 	return fmt.Errorf("%s: %w", doing, err)
 }
 
+// codeError is the error of a native call; CKR_OK is none.
+func codeError(doing string, code uint) error {
+	if code == pkcs11.CKR_OK {
+		return nil
+	}
+	return &DeviceError{Doing: doing, Code: code}
+}
+
 // codeOf finds the CKR_ value inside an error of miekg, crypto11 or ours.
 func codeOf(err error) (uint, bool) {
 	var p11 pkcs11.Error
@@ -88,9 +97,16 @@ func codeOf(err error) (uint, bool) {
 	return 0, false
 }
 
-func isCode(err error, code uint) bool {
-	got, ok := codeOf(err)
-	return ok && got == code
+// isCode says whether the device refused, by one of the codes.
+func isCode(err error, codes ...uint) bool {
+	code, ok := codeOf(err)
+	return ok && slices.Contains(codes, code)
+}
+
+// isClass says whether the device refused, by a code of the class.
+func isClass(err error, c class) bool {
+	code, ok := codeOf(err)
+	return ok && classify(code) == c
 }
 
 // class sorts return codes by what helps against them.

@@ -203,7 +203,7 @@ func (r *Report) lookInside(ctx context.Context, t *Token, known map[DomainID]Pr
 		}
 		switch {
 		case err == nil && len(r.KeySpecs) == 0:
-			r.tryKeySpecs(d)
+			r.tryKeySpecs(d.Supports)
 			r.tryImports(d)
 		case err == nil:
 		case errors.Is(err, ErrNoDomain), errors.Is(err, errOutside) && !asked:
@@ -213,36 +213,19 @@ func (r *Report) lookInside(ctx context.Context, t *Token, known map[DomainID]Pr
 		}
 	}
 	if len(r.KeySpecs) == 0 {
-		r.judgeKeySpecs(ctx, t)
+		r.tryKeySpecs(func(name string, use Use) error { // by what the device says of its mechanisms
+			return t.onKeeperRetrying(ctx, func(s *session) error { return s.lacks(name, specs[name], use) })
+		})
 	}
 }
 
-// judgeKeySpecs goes by what the device says of its mechanisms.
-func (r *Report) judgeKeySpecs(ctx context.Context, t *Token) {
-	for _, name := range slices.Sorted(maps.Keys(specs)) {
-		check := KeySpecCheck{Spec: name, Supported: true}
-		for use := range specs[name].uses {
-			err := t.onKeeperRetrying(ctx, func(s *session) error { return s.lacks(name, specs[name], use) })
-			var unsupported *UnsupportedError
-			if errors.As(err, &unsupported) {
-				check.Supported = false
-				check.Missing = unsupported.Mechanism + ": " + unsupported.Why
-			} else if err != nil {
-				r.add(SeverityError, "asking for the mechanisms of %s: %v", name, err)
-				return
-			}
-		}
-		r.KeySpecs = append(r.KeySpecs, check)
-	}
-}
-
-// tryKeySpecs makes a few session keys, which are destroyed at once.
-func (r *Report) tryKeySpecs(d *Member) {
+// tryKeySpecs finds out by lacks, which answers as Member.Supports does.
+func (r *Report) tryKeySpecs(lacks func(name string, use Use) error) {
 	for _, name := range slices.Sorted(maps.Keys(specs)) {
 		check := KeySpecCheck{Spec: name, Supported: true}
 		for use := range specs[name].uses {
 			var unsupported *UnsupportedError
-			switch err := d.Supports(name, use); {
+			switch err := lacks(name, use); {
 			case errors.As(err, &unsupported):
 				check.Supported = false
 				check.Missing = unsupported.Mechanism + ": " + unsupported.Why

@@ -1,6 +1,7 @@
 package hsm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -150,12 +151,7 @@ func (d *spread) place() error {
 	}
 	names := map[string]bool{}
 	for i, m := range d.cfg.Members {
-		if m.Name == "" {
-			m.Name = m.TokenLabel
-		}
-		if m.Name == "" {
-			m.Name = m.TokenSerial
-		}
+		m.Name = cmp.Or(m.Name, m.TokenLabel, m.TokenSerial)
 		if names[m.Name] {
 			return fmt.Errorf("%w: two members are named %q: name them apart", ErrArgument, m.Name)
 		}

@@ -212,14 +212,10 @@ func (h *handle) wait(ctx context.Context) (*handle, error) {
 // its object destroyed as soon as no one uses it.
 func (c *handleCache) discard(ekt EKT) {
 	c.mu.Lock()
-	h, held := c.entries[string(ekt)]
-	if held {
-		c.remove(h)
-	}
-	orphan := held && h.users == 0
+	h := c.entries[string(ekt)]
 	c.mu.Unlock()
-	if orphan {
-		c.destroy(h)
+	if h != nil {
+		h.drop()
 	}
 }
 

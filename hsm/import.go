@@ -31,9 +31,11 @@ var wrappings = map[string]wrapping{
 	"RSA_AES_KEY_WRAP_SHA_256": {oaep: "RSAES_OAEP_SHA_256", inner: true},
 }
 
-func (w wrapping) parameters() *pkcs11.OAEPParams {
-	h := hashes[oaep[w.oaep]]
-	return pkcs11.NewOAEPParams(h.mechanism, h.mgf, pkcs11.CKZ_DATA_SPECIFIED, nil)
+// byOAEP is one of AWS's names of RSA-OAEP as the mechanism of C_UnwrapKey.
+func byOAEP(name string) []*pkcs11.Mechanism {
+	h := hashes[oaep[name]]
+	return []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_OAEP,
+		pkcs11.NewOAEPParams(h.mechanism, h.mgf, pkcs11.CKZ_DATA_SPECIFIED, nil))}
 }
 
 // GenerateWrappingKey makes an RSA key pair for Import; spec is RSA_2048,
@@ -206,7 +208,7 @@ func (s *session) unwrapMaterial(keys *domainKeys, k keyToken, w wrapping, sp sp
 	if len(wrapped) < n || w.inner == (len(wrapped) == n) {
 		return 0, fmt.Errorf("%w: %d bytes are not what a modulus of %d bytes wraps", ErrInvalidCiphertext, len(wrapped), n)
 	}
-	byRSA := []*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_OAEP, w.parameters())}
+	byRSA := byOAEP(w.oaep)
 	if !w.inner {
 		return s.unwrapStrange(keys, byRSA, unwrapper, wrapped, material)
 	}

@@ -299,7 +299,7 @@ func TestWrappingKeyIsLocked(t *testing.T) {
 		defer s.destroy(unwrapper)
 		try := func(template []*pkcs11.Attribute) error {
 			object, err := s.t.module.p11.UnwrapKey(s.handle,
-				[]*pkcs11.Mechanism{pkcs11.NewMechanism(pkcs11.CKM_RSA_PKCS_OAEP, w.parameters())}, unwrapper, wrapped, template)
+				byOAEP(w.oaep), unwrapper, wrapped, template)
 			if err == nil {
 				s.destroy(object)
 			}

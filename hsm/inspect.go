@@ -2,7 +2,6 @@ package hsm
 
 import (
 	"bytes"
-	"encoding/asn1"
 	"fmt"
 	"slices"
 
@@ -138,8 +137,7 @@ func (s *session) inspectFlags(role string, key pkcs11.ObjectHandle, wanted []*p
 		ok, err := s.flag(key, a.Type, a.Value[0] != 0)
 		if err == nil && !ok && slices.Contains(histories, a.Type) {
 			_, err = s.attribute(key, a.Type)
-			code, _ := codeOf(err)
-			if ok = code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID; ok {
+			if ok = isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID); ok {
 				err = nil
 			}
 		}
@@ -184,7 +182,7 @@ func (s *session) inspectLock(g *generationKeys, c keyClass, key pkcs11.ObjectHa
 			return fmt.Errorf("%w: the %s key unwraps objects with attribute 0x%X = %x, so a PIN holder could take backing keys out; it was not made by Trent, or the device ignores unwrap templates",
 				ErrDomainConflict, domainKeyRole(c), forbidden.Type, forbidden.Value)
 		}
-		if code, ok := codeOf(err); !ok || !slices.Contains(templateRefusals, code) {
+		if !isCode(err, templateRefusals...) {
 			return fmt.Errorf("trying the %s key: %w", domainKeyRole(c), err)
 		}
 	}
@@ -275,36 +273,16 @@ func (s *session) throwAway(g *generationKeys, c keyClass, wrapper pkcs11.Object
 // of which that cannot be told. Any other is of one that is ill: what it cannot
 // be asked now is not proved.
 func lacking(err error) bool {
-	code, refused := codeOf(err)
-	return refused && classify(code) == classOther
+	return isClass(err, classOther)
 }
 
 func strange(err error) bool {
-	code, refused := codeOf(err)
-	return refused && (classify(code) == classStrange || classify(code) == classData)
+	return isClass(err, classStrange) || isClass(err, classData)
 }
 
 func (s *session) generateP256() (public, private pkcs11.ObjectHandle, err error) {
-	curve, err := asn1.Marshal(oidP256)
-	if err != nil {
-		return 0, 0, fmt.Errorf("encoding a curve's name: %w", err)
-	}
-	return s.t.module.p11.GenerateKeyPair(s.handle, mechanism(pkcs11.CKM_EC_KEY_PAIR_GEN),
-		[]*pkcs11.Attribute{
-			attr(pkcs11.CKA_TOKEN, false),
-			attr(pkcs11.CKA_VERIFY, true),
-			attr(pkcs11.CKA_EC_PARAMS, curve),
-		},
-		[]*pkcs11.Attribute{
-			attr(pkcs11.CKA_TOKEN, false),
-			attr(pkcs11.CKA_PRIVATE, true),
-			attr(pkcs11.CKA_SENSITIVE, true),
-			attr(pkcs11.CKA_EXTRACTABLE, true),
-			attr(pkcs11.CKA_SIGN, true),
-		})
+	return s.generatePair(specs["ECC_NIST_P256"], UseSign, privateBackingTemplate(pkcs11.CKK_EC))
 }
-
-var oidP256 = asn1.ObjectIdentifier{1, 2, 840, 10045, 3, 1, 7}
 
 // probe is a known answer. A call that failed for reasons that may lie in the
 // data or in the device is followed by it: if it still comes out right, the
@@ -325,15 +303,22 @@ func (s *session) newProbe() (probe, error) {
 	if _, err := s.ways(); err != nil {
 		return probe{}, err
 	}
-	key, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
+	key, err := s.probeKey()
 	if err != nil {
-		return probe{}, deviceError("generating the probe key", err)
+		return probe{}, err
 	}
 	iv, sealed, err := s.sealProbe(key, s.t.ivs())
 	if err != nil {
 		return probe{}, err
 	}
 	return probe{key, iv, sealed}, nil
+}
+
+// probeKey makes a key that never leaves the token nor its session.
+func (s *session) probeKey() (pkcs11.ObjectHandle, error) {
+	key, err := s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN),
+		sessionKeyTemplate(pkcs11.CKK_AES, aesKeySize, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT))
+	return key, deviceError("generating a throw-away key", err)
 }
 
 func (p probe) passed(plain []byte) bool { return bytes.Equal(plain, probePlain) }

@@ -215,9 +215,9 @@ func (t *Token) tryIVs(w ivWay) error {
 		return err
 	}
 	defer s.close()
-	key, err := t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
+	key, err := s.probeKey()
 	if err != nil {
-		return deviceError("generating a throw-away key", err)
+		return err
 	}
 	defer s.destroy(key)
 	var ivs, sealed [2][]byte

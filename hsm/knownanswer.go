@@ -206,12 +206,11 @@ func (s *session) answerHMAC() error {
 		return err
 	}
 	defer s.destroy(key)
-	out := make([]byte, macSize)
-	length, code := s.t.module.native.sign(pkcs11.CKM_SHA256_HMAC, s.handle, key, []byte("Test Using Larger Than Block-Size Key - Hash Key First"), out)
-	if code != pkcs11.CKR_OK {
-		return &DeviceError{Doing: "computing HMAC", Code: code}
+	mac, err := s.mac("computing HMAC", pkcs11.CKM_SHA256_HMAC, key, []byte("Test Using Larger Than Block-Size Key - Hash Key First"), macSize)
+	if err != nil {
+		return err
 	}
-	if !bytes.Equal(out[:length], fromHex("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54")) {
+	if !bytes.Equal(mac, fromHex("60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54")) {
 		return errWrongAnswer
 	}
 	return nil
@@ -223,21 +222,20 @@ func (s *session) answerCMAC() error {
 		return err
 	}
 	defer s.destroy(key)
-	out := make([]byte, 16)
-	length, code := s.t.module.native.sign(pkcs11.CKM_AES_CMAC, s.handle, key, fromHex("6bc1bee22e409f96e93d7e117393172a"), out)
-	if code != pkcs11.CKR_OK {
-		return &DeviceError{Doing: "computing CMAC", Code: code}
+	mac, err := s.mac("computing CMAC", pkcs11.CKM_AES_CMAC, key, fromHex("6bc1bee22e409f96e93d7e117393172a"), 16)
+	if err != nil {
+		return err
 	}
-	if !bytes.Equal(out[:length], fromHex("28a7023f452e8f82bd4bf28d8c37c35c")) {
+	if !bytes.Equal(mac, fromHex("28a7023f452e8f82bd4bf28d8c37c35c")) {
 		return errWrongAnswer
 	}
 	return nil
 }
 
 func (s *session) answerECDSA() error {
-	curve, err := asn1.Marshal(oidP256)
+	curve, err := p256.parameters()
 	if err != nil {
-		return fmt.Errorf("encoding a curve's name: %w", err)
+		return err
 	}
 	point, err := asn1.Marshal(fromHex("04" + "60fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6" +
 		"7903fe1008b8bc99a41ae9e95628bc64f2f1b20c2d7e9f5177a3c294d4462299"))

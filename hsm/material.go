@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/miekg/pkcs11"
 )
@@ -64,7 +63,7 @@ func (s *session) length(keys *domainKeys, sp spec, secret pkcs11.ObjectHandle) 
 		return ulong(value), nil
 	}
 	wrapped, err := s.wrap(keys.way(sp.class), keys.wrap[sp.class], secret)
-	if code, ok := codeOf(err); ok && slices.Contains(tooShort, code) { // no key is
+	if isCode(err, tooShort...) { // no key is
 		return 0, s.blameMaterial(keys, err)
 	}
 	if err != nil {
@@ -84,12 +83,11 @@ func (s *session) tryMaterial(keys *domainKeys, sp spec, material pkcs11.ObjectH
 	if sp.class == classGeneric {
 		mechanism = sp.uses[UseMAC][0]
 	}
-	out := make([]byte, 64)
-	n, code := s.t.module.native.sign(mechanism, s.handle, material, checkMessage, out)
-	if code != pkcs11.CKR_OK {
-		return s.blameMaterial(keys, &DeviceError{Doing: "trying key material", Code: code})
+	mac, err := s.mac("trying key material", mechanism, material, checkMessage, longestMAC)
+	if err != nil {
+		return s.blameMaterial(keys, err)
 	}
-	if sp.class == classAES && !bytes.Equal(out[:n], checkValue) {
+	if sp.class == classAES && !bytes.Equal(mac, checkValue) {
 		return fmt.Errorf("%w: it changes when it is wrapped", ErrMaterial)
 	}
 	return nil

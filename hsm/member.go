@@ -235,6 +235,18 @@ func (s *session) findOne(label string) (pkcs11.ObjectHandle, error) {
 	return objects[0], nil
 }
 
+// destroyNamed destroys the token object with this label, if there is one.
+func (s *session) destroyNamed(label string) error {
+	object, err := s.findOne(label)
+	if errors.Is(err, errNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return deviceError("destroying", s.t.module.p11.DestroyObject(s.handle, object))
+}
+
 func (s *session) find(template []*pkcs11.Attribute) ([]pkcs11.ObjectHandle, error) {
 	p11 := s.t.module.p11
 	if err := p11.FindObjectsInit(s.handle, template); err != nil {
@@ -277,7 +289,7 @@ func (s *session) attribute(object pkcs11.ObjectHandle, kind uint) ([]byte, erro
 // does not know the attribute nothing is claimed.
 func (s *session) flag(object pkcs11.ObjectHandle, kind uint, want bool) (bool, error) {
 	value, err := s.attribute(object, kind)
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID {
+	if isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 		return false, nil
 	}
 	if err != nil {

@@ -183,10 +183,6 @@ func (c healthCollector) Describe(to chan<- *prometheus.Desc) { to <- descHealth
 func (c healthCollector) Collect(to chan<- prometheus.Metric) {
 	now := c.t.Health().State
 	for _, state := range states {
-		is := 0.0
-		if state == now {
-			is = 1
-		}
-		to <- prometheus.MustNewConstMetric(descHealth, prometheus.GaugeValue, is, string(state))
+		to <- prometheus.MustNewConstMetric(descHealth, prometheus.GaugeValue, truth(state == now), string(state))
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/miekg/pkcs11"
 
@@ -98,7 +97,7 @@ func (s *session) makeTrustedKey(id DomainID, number uint32, c keyClass, by []ui
 		attr(pkcs11.CKA_TRUSTED, true),
 		attr(pkcs11.CKA_UNWRAP_TEMPLATE, nested))
 	_, err = s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), template)
-	if code, ok := codeOf(err); ok && slices.Contains(officersRefusals, code) {
+	if isCode(err, officersRefusals...) {
 		s.t.log.Warn("this token's security officer makes only public objects, which it may keep unencrypted: for tests only", "token", s.t.info.Label)
 		_, err = s.t.module.p11.GenerateKey(s.handle, mechanism(pkcs11.CKM_AES_KEY_GEN), altered(template, attr(pkcs11.CKA_PRIVATE, false)))
 	}

@@ -138,8 +138,7 @@ func (d *Member) useCached(ctx context.Context, cache *handleCache, on *lane, na
 
 // stale says whether the domain's own handles may be.
 func stale(err error) bool {
-	code, ok := codeOf(err)
-	return ok && classify(code) == classHandle
+	return isClass(err, classHandle)
 }
 
 // Forget has the unwrapped copy of ekt destroyed, if the token holds one: its
@@ -187,13 +186,17 @@ func (d *Member) Opens(ctx context.Context, ekt EKT) error {
 			_, err := s.checkValue(keys, ekt)
 			return err
 		}
-		object, err := s.unwrapFor(keys, k)
-		if err != nil {
-			return err
-		}
-		s.destroy(object)
-		return nil
+		return s.opens(keys, k)
 	})
+}
+
+// opens unwraps for nothing.
+func (s *session) opens(keys *domainKeys, k keyToken) error {
+	object, err := s.unwrapFor(keys, k)
+	if err == nil {
+		s.destroy(object)
+	}
+	return err
 }
 
 // checkHMAC chooses a hash whose digest is not longer than the key, which some
@@ -226,15 +229,26 @@ func (s *session) checkValue(keys *domainKeys, ekt EKT) ([]byte, error) {
 		return nil, err
 	}
 	defer s.destroy(object)
-	out := make([]byte, size)
-	n, code := s.t.module.native.sign(mechanism, s.handle, object, checkMessage, out)
-	if code == pkcs11.CKR_OK && n != size {
-		code = ckrWrongLength
+	return s.wholeMAC("computing the check value", mechanism, object, checkMessage, size)
+}
+
+// longestMAC is HMAC-SHA-512's length in bytes.
+const longestMAC = 64
+
+// mac has the device compute a MAC of at most so many bytes.
+func (s *session) mac(doing string, mechanism uint, key pkcs11.ObjectHandle, message []byte, most int) ([]byte, error) {
+	out := make([]byte, most)
+	n, code := s.t.module.native.sign(mechanism, s.handle, key, message, out)
+	return out[:n], codeError(doing, code)
+}
+
+// wholeMAC is mac for a MAC whose length is known.
+func (s *session) wholeMAC(doing string, mechanism uint, key pkcs11.ObjectHandle, message []byte, size int) ([]byte, error) {
+	mac, err := s.mac(doing, mechanism, key, message, size)
+	if err == nil && len(mac) != size {
+		err = codeError(doing, ckrWrongLength)
 	}
-	if code != pkcs11.CKR_OK {
-		return nil, &DeviceError{Doing: "computing the check value", Code: code}
-	}
-	return out[:n], nil
+	return mac, err
 }
 
 // Random fills p from the HSM's generator.
@@ -272,6 +286,18 @@ func (l *lane) doFresh(ctx context.Context, t *Token, build func(epoch uint64) *
 			return nil, settled(err)
 		}
 	}
+}
+
+// runFresh is doFresh for f. If ctx ends first f still runs to its end and what
+// it returns is dropped, so f must not touch the caller's buffers and must clean
+// up after itself.
+func (l *lane) runFresh(ctx context.Context, t *Token, f func(*session) error) error {
+	_, err := l.doFresh(ctx, t, func(epoch uint64) *request {
+		r := newRequest(opFunc, epoch)
+		r.fn = f
+		return r
+	})
+	return err
 }
 
 // Sum returns HMAC-SHA-256 (32 bytes) of message under the domain's MAC key,

@@ -148,7 +148,7 @@ func (s *session) take(id DomainID, number uint32, role string, key pkcs11.Objec
 	}
 	template = unmodifiableLast(template)
 	_, err := s.openParcel(key, parcel[role], template)
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID { // as in makeTokenKey
+	if isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) { // as in makeTokenKey
 		_, err = s.openParcel(key, parcel[role], without(template, pkcs11.CKA_ALLOWED_MECHANISMS))
 	}
 	return err

@@ -91,15 +91,7 @@ func (s *session) makeProvedKey(keys *domainKeys, c keyClass) (provedKey, error)
 }
 
 func (s *session) proofMAC(id DomainID, g *generationKeys) ([]byte, error) {
-	out := make([]byte, macSize)
-	n, code := s.t.module.native.sign(pkcs11.CKM_SHA256_HMAC, s.handle, g.mac, proofMessage(id, g.Number), out)
-	if code == pkcs11.CKR_OK && n != macSize {
-		code = ckrWrongLength
-	}
-	if code != pkcs11.CKR_OK {
-		return nil, &DeviceError{Doing: "making the proof of a MAC key", Code: code}
-	}
-	return out, nil
+	return s.wholeMAC("making the proof of a MAC key", pkcs11.CKM_SHA256_HMAC, g.mac, proofMessage(id, g.Number), macSize)
 }
 
 func errUnproved(g *generationKeys, role string) error {

@@ -3,6 +3,7 @@ package hsm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 )
@@ -71,11 +72,9 @@ func (s *session) sameKey(keys *domainKeys, a, b EKT) error {
 		if err != nil {
 			return err
 		}
-		object, err := s.unwrapFor(keys, k)
-		if err != nil {
+		if err := s.opens(keys, k); err != nil {
 			return fmt.Errorf("opening the new EKT: %w", err)
 		}
-		s.destroy(object)
 		return nil
 	}
 	before, err := s.checkValue(keys, a)
@@ -98,5 +97,5 @@ func (e EKT) Generation() uint32 {
 	if len(e) <= ektHeader {
 		return 0
 	}
-	return uint32(e[1])<<24 | uint32(e[2])<<16 | uint32(e[3])<<8 | uint32(e[4])
+	return binary.BigEndian.Uint32(e[1:])
 }

@@ -18,7 +18,7 @@ const (
 	UseEncapsulate                // ENCAPSULATE_DECAPSULATE
 )
 
-// flags are the CKA_ usage flags of the copies that serve a use.
+// useFlags are the CKA_ usage flags of the copies that serve a use.
 var useFlags = map[Use][]uint{
 	UseEncrypt:     {pkcs11.CKA_DECRYPT},
 	UseSign:        {pkcs11.CKA_SIGN},

@@ -144,7 +144,7 @@ func (s *session) lacks(name string, sp spec, use Use) error {
 
 func (s *session) lacksMechanism(name string, sp spec, m, flags uint) error {
 	info, err := s.t.module.p11.GetMechanismInfo(s.t.slot, mechanism(m))
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_MECHANISM_INVALID {
+	if isCode(err, pkcs11.CKR_MECHANISM_INVALID) {
 		return &UnsupportedError{name, mechanismName(m), "the device does not have this mechanism"}
 	}
 	if err != nil {

@@ -21,11 +21,7 @@ func usage(allowed ...uint) []*pkcs11.Attribute {
 		pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT, pkcs11.CKA_SIGN, pkcs11.CKA_VERIFY,
 		pkcs11.CKA_WRAP, pkcs11.CKA_UNWRAP, pkcs11.CKA_DERIVE,
 	} {
-		on := false
-		for _, a := range allowed {
-			on = on || a == flag
-		}
-		flags = append(flags, attr(flag, on))
+		flags = append(flags, attr(flag, slices.Contains(allowed, flag)))
 	}
 	return flags
 }
@@ -50,11 +46,6 @@ func ulongs(list ...uint) []byte {
 // It is EXTRACTABLE only for that, and destroyed at once. See protected.
 func backingKeyTemplate(keyType uint, size int) []*pkcs11.Attribute {
 	return sessionKeyTemplate(keyType, size, true)
-}
-
-// probeKeyTemplate makes a key that never leaves the token nor its session.
-func probeKeyTemplate() []*pkcs11.Attribute {
-	return sessionKeyTemplate(pkcs11.CKK_AES, aesKeySize, false, pkcs11.CKA_ENCRYPT, pkcs11.CKA_DECRYPT)
 }
 
 func sessionKeyTemplate(keyType uint, size int, extractable bool, uses ...uint) []*pkcs11.Attribute {

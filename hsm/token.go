@@ -237,16 +237,7 @@ func (t *Token) onKeeper(ctx context.Context, f func(*session) error) error {
 
 // onKeeperRetrying is onKeeper, begun again if the token was lost meanwhile.
 func (t *Token) onKeeperRetrying(ctx context.Context, f func(*session) error) error {
-	var p patience
-	for {
-		err := t.onKeeper(ctx, f)
-		if err == nil {
-			return nil
-		}
-		if err := p.again(ctx, t, err); err != nil {
-			return settled(err)
-		}
-	}
+	return t.keeper.runFresh(ctx, t, f)
 }
 
 // onKeeperWaiting is onKeeper for the handle cache, whose own bound keeps the

@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
-
-	"github.com/miekg/pkcs11"
 )
 
 // RateCheck is what the token does by itself: AES-256-GCM of 32 bytes.
@@ -39,47 +36,13 @@ const rateTime = 250 * time.Millisecond
 // tells of a device that serves one at a time.
 func (r *Report) tryRates(t *Token) {
 	for _, sessions := range []int{1, 4, 16} {
-		rate, err := t.rate(sessions)
+		rate, err := t.rate(rateTime, sessions, false)
 		if err != nil {
 			r.add(SeverityWarning, "using %d sessions at once: %v; if the token has few sessions, set --hsm-sessions", sessions, err)
 			return
 		}
 		r.Rates = append(r.Rates, RateCheck{sessions, rate})
 	}
-}
-
-func (t *Token) rate(sessions int) (perSecond float64, err error) {
-	var open []*session
-	defer func() {
-		for _, s := range open {
-			s.close()
-		}
-	}()
-	for range sessions {
-		s, err := t.openSession()
-		if err != nil {
-			return 0, err
-		}
-		open = append(open, s)
-	}
-	key, err := t.module.p11.GenerateKey(open[0].handle, mechanism(pkcs11.CKM_AES_KEY_GEN), probeKeyTemplate())
-	if err != nil {
-		return 0, deviceError("generating a throw-away key", err)
-	}
-	counts, codes := make([]int, sessions), make([]uint, sessions)
-	var group sync.WaitGroup
-	for i, s := range open {
-		group.Go(func() { counts[i], codes[i] = s.spin(key, rateTime, false) })
-	}
-	group.Wait()
-	total := 0
-	for i, n := range counts {
-		if codes[i] != pkcs11.CKR_OK {
-			return 0, &DeviceError{Doing: "encrypting", Code: codes[i]}
-		}
-		total += n
-	}
-	return float64(total) / rateTime.Seconds(), nil
 }
 
 // tryLoss is part of Examine: it closes all of this process's sessions behind

@@ -62,7 +62,7 @@ func (s *session) verify(a algorithm, public pkcs11.ObjectHandle, message, signa
 		return deviceError("verifying", err)
 	}
 	err := deviceError("verifying", p11.Verify(s.handle, message, signature))
-	if code, ok := codeOf(err); ok && classify(code) == classForged {
+	if isClass(err, classForged) {
 		return ErrSignature
 	}
 	return err

@@ -215,7 +215,7 @@ func (s *session) waysAllowed(c keyClass, allowed []uint) ([]uint, error) {
 // has not this attribute.
 func (s *session) allowedMechanisms(key pkcs11.ObjectHandle) ([]uint, error) {
 	value, err := s.attribute(key, pkcs11.CKA_ALLOWED_MECHANISMS)
-	if code, ok := codeOf(err); ok && code == pkcs11.CKR_ATTRIBUTE_TYPE_INVALID {
+	if isCode(err, pkcs11.CKR_ATTRIBUTE_TYPE_INVALID) {
 		return nil, nil
 	}
 	if err != nil {
