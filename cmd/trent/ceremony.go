@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -71,7 +72,7 @@ func (c *ceremonySettings) hold(ctx context.Context, do func(s ceremony) error) 
 type ceremonySetupCmd struct {
 	deploymentSettings
 	ceremonySettings
-	Admin       string `env:"TRENT_ADMIN" default:"admin" help:"User name of the first administrator."`
+	adminSettings
 	Credentials string `required:"" env:"TRENT_CREDENTIALS" placeholder:"FILE" type:"path" help:"Write the administrator's access key to this file (mode 0600)."`
 }
 
@@ -86,11 +87,7 @@ Example:
 
 // Validate is called by kong when all settings are known.
 func (c *ceremonySetupCmd) Validate() error {
-	err := errors.Join(c.deploymentSettings.Validate(), c.domainSettings.Validate())
-	if !userNameForm.MatchString(c.Admin) {
-		err = errors.Join(err, fmt.Errorf("--admin %q is not a user name: 1 to 64 letters, digits and +=,.@_-", c.Admin))
-	}
-	return err
+	return errors.Join(c.deploymentSettings.Validate(), c.domainSettings.Validate(), c.adminSettings.Validate())
 }
 
 // Run holds the ceremony.
@@ -304,16 +301,9 @@ func (s ceremony) generations(ctx context.Context, d *domainSession) ([]kms.Gene
 	}
 	for _, g := range all {
 		if err := s.fact("generation %d: %s, %s; on this token: %s; %d keys and %d rows under it", g.Number, g.State, g.Profile,
-			or(g.OnToken, "nothing"), g.WrappedKeys, g.SealedRows); err != nil {
+			cmp.Or(g.OnToken, "nothing"), g.WrappedKeys, g.SealedRows); err != nil {
 			return nil, err
 		}
 	}
 	return all, nil
-}
-
-func or(text, otherwise string) string {
-	if text == "" {
-		return otherwise
-	}
-	return text
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -78,8 +79,8 @@ func (s ceremony) members(ctx context.Context, m *membersSession) error {
 		return err //nolint:wrapcheck // says it all
 	}
 	for _, each := range all {
-		if err := s.fact("%s, token %q, serial number %s: %s; whole generations: %s; fingerprint: %s%s", or(each.Name, "without a name here"), each.Label, each.Serial,
-			or(each.State, "not enrolled"), or(strings.Trim(fmt.Sprint(each.Holds), "[]"), "none"), or(each.Fingerprint, "none"), faultOf(each)); err != nil {
+		if err := s.fact("%s, token %q, serial number %s: %s; whole generations: %s; fingerprint: %s%s", cmp.Or(each.Name, "without a name here"), each.Label, each.Serial,
+			cmp.Or(each.State, "not enrolled"), cmp.Or(strings.Trim(fmt.Sprint(each.Holds), "[]"), "none"), cmp.Or(each.Fingerprint, "none"), faultOf(each)); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -51,7 +52,7 @@ func (c *domainRenewAccessKeyCmd) Run(ctx context.Context) error {
 // returns which of the members that is.
 func (c domainConfig) proveOfficer(ctx context.Context, name, pinFile string) (i int, err error) {
 	i = slices.IndexFunc(c.domain.Members, func(m hsm.MemberConfig) bool {
-		return name == "" || name == firstOf(m.Name, m.TokenLabel, m.TokenSerial)
+		return name == "" || name == cmp.Or(m.Name, m.TokenLabel, m.TokenSerial)
 	})
 	if i < 0 {
 		return i, fmt.Errorf("--member %q is the name of no [[hsm-member]] table", name)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -91,22 +92,13 @@ func (m *membersSession) reach(ctx context.Context) (err error) {
 	}
 	for i, member := range m.domain.Members {
 		cfg.Members = m.domain.Members[i : i+1]
-		each := kms.MemberAtHand{Name: firstOf(member.Name, member.TokenLabel, member.TokenSerial)}
+		each := kms.MemberAtHand{Name: cmp.Or(member.Name, member.TokenLabel, member.TokenSerial)}
 		if each.Domain, each.Err = hsm.OpenDomain(ctx, cfg); each.Err == nil {
 			each.Info = each.Domain.Health()[0].Token
 		}
 		m.Members = append(m.Members, each)
 	}
 	return nil
-}
-
-func firstOf(names ...string) string {
-	for _, name := range names {
-		if name != "" {
-			return name
-		}
-	}
-	return ""
 }
 
 func (m *membersSession) close() {
@@ -177,8 +169,8 @@ func (c *domainMembersCmd) print(w io.Writer, all []kms.MemberStatus) error {
 				since = t.UTC().Format(time.DateOnly)
 			}
 		}
-		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "-"), or(m.Serial, "-"), or(m.Label, "-"), or(m.State, "not enrolled"),
-			or(strings.Trim(fmt.Sprint(m.Holds), "[]"), "-"), since, or(m.Fingerprint, "-"), or(m.Fault, "-"))
+		_, _ = fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", cmp.Or(m.Name, "-"), cmp.Or(m.Serial, "-"), cmp.Or(m.Label, "-"), cmp.Or(m.State, "not enrolled"),
+			cmp.Or(strings.Trim(fmt.Sprint(m.Holds), "[]"), "-"), since, cmp.Or(m.Fingerprint, "-"), cmp.Or(m.Fault, "-"))
 	}
 	return table.Flush() //nolint:wrapcheck // standard output's
 }

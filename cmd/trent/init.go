@@ -16,14 +16,26 @@ type initCmd struct {
 	hsmSettings
 	databaseSettings
 	logSettings
+	adminSettings
 	Host        string `env:"TRENT_HOST" default:"${hostname}" help:"Name of this process in the audit log."`
-	Admin       string `env:"TRENT_ADMIN" default:"admin" help:"User name of the first administrator."`
 	Credentials string `env:"TRENT_CREDENTIALS" placeholder:"FILE" type:"path" help:"Write the administrator's access key to this file (mode 0600) and not to the terminal."`
 	IfNeeded    bool   `env:"TRENT_IF_NEEDED" help:"Succeed, and do nothing but migrate the database, if it is set up already."`
 }
 
 // userNameForm is IAM's.
 var userNameForm = regexp.MustCompile(`^[A-Za-z0-9+=,.@_-]{1,64}$`)
+
+// adminSettings name the first administrator.
+type adminSettings struct {
+	Admin string `env:"TRENT_ADMIN" default:"admin" help:"User name of the first administrator."`
+}
+
+func (s adminSettings) Validate() error {
+	if !userNameForm.MatchString(s.Admin) {
+		return fmt.Errorf("--admin %q is not a user name: 1 to 64 letters, digits and +=,.@_-", s.Admin)
+	}
+	return nil
+}
 
 // Help implements kong.HelpProvider.
 func (*initCmd) Help() string {
@@ -42,10 +54,7 @@ func (c *initCmd) Validate() error {
 	if !hostForm.MatchString(c.Host) {
 		err = errors.Join(err, fmt.Errorf("--host %q is not a host name", c.Host))
 	}
-	if !userNameForm.MatchString(c.Admin) {
-		err = errors.Join(err, fmt.Errorf("--admin %q is not a user name: 1 to 64 letters, digits and +=,.@_-", c.Admin))
-	}
-	return err
+	return errors.Join(err, c.adminSettings.Validate())
 }
 
 // Run sets up.

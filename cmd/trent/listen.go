@@ -61,7 +61,11 @@ func serve(ctx context.Context, s serving) error {
 	behind, release := context.WithCancel(context.WithoutCancel(ctx))
 	defer release()
 	ready := &readiness{check: sys.service.Ready, members: sys.domain.Health, draining: draining, log: log}
-	apiServer, adminServer := s.apiServer(sys), s.adminServer(ready)
+	apiServer := newServer(log, sys.handler)
+	adminServer := newServer(log, adminHandler(s.system.metrics, ready))
+	if s.tls != nil {
+		s.api = tls.NewListener(s.api, s.tls)
+	}
 	group.Go(func() error {
 		err := sys.service.Run(behind)
 		if behind.Err() != nil {
@@ -72,7 +76,7 @@ func serve(ctx context.Context, s serving) error {
 	group.Go(func() error { return serveUntil(behind, adminServer, s.admin) })
 	group.Go(func() error {
 		defer release()
-		return serveUntil(draining, apiServer, s.apiListener())
+		return serveUntil(draining, apiServer, s.api)
 	})
 	if s.ready != nil {
 		s.ready()
@@ -81,21 +85,6 @@ func serve(ctx context.Context, s serving) error {
 	err = group.Wait()
 	log.Info("stopped")
 	return err
-}
-
-func (s serving) apiListener() net.Listener {
-	if s.tls == nil {
-		return s.api
-	}
-	return tls.NewListener(s.api, s.tls)
-}
-
-func (s serving) apiServer(sys *system) *http.Server {
-	return newServer(s.system.log, sys.handler)
-}
-
-func (s serving) adminServer(ready *readiness) *http.Server {
-	return newServer(s.system.log, adminHandler(s.system.metrics, ready))
 }
 
 func newServer(log *slog.Logger, handler http.Handler) *http.Server {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,21 +55,13 @@ func (s hsmSettings) members() []memberTable {
 	members := append([]memberTable(nil), s.HSMMembers...)
 	for i := range members {
 		m := &members[i]
-		if m.Module == "" {
-			m.Module = s.HSMModule
+		m.Module = cmp.Or(m.Module, s.HSMModule)
+		if m.Serial == "" {
+			m.Token = cmp.Or(m.Token, s.HSMToken)
 		}
-		if m.Token == "" && m.Serial == "" {
-			m.Token = s.HSMToken
-		}
-		if m.Sessions == 0 {
-			m.Sessions = s.HSMSessions
-		}
-		if m.Handles == 0 {
-			m.Handles = s.HSMHandles
-		}
-		if m.IVSource == "" {
-			m.IVSource = s.HSMIVSource
-		}
+		m.Sessions = cmp.Or(m.Sessions, s.HSMSessions)
+		m.Handles = cmp.Or(m.Handles, s.HSMHandles)
+		m.IVSource = cmp.Or(m.IVSource, s.HSMIVSource)
 	}
 	return members
 }
@@ -94,9 +87,7 @@ func (s hsmSettings) config(log *slog.Logger, metrics prometheus.Registerer) (hs
 		if m.Token == "" && m.Serial == "" {
 			return cfg, fmt.Errorf("no token %w: set --hsm-token to its label, or --hsm-serial", errUnnamed)
 		}
-		if m.PINFile == "" {
-			m.PINFile = s.PINFile
-		}
+		m.PINFile = cmp.Or(m.PINFile, s.PINFile)
 		pin, known := pins[m.PINFile]
 		if !known {
 			read, err := pinSecret(m.PINFile).read(log)

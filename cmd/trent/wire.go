@@ -207,7 +207,7 @@ func (s *system) announce(cfg systemConfig) {
 	}
 	cfg.log.Info("deployment opened",
 		"deployment", uuid.UUID(s.deployment.ID).String(), "account", s.deployment.Account,
-		"partition", s.deployment.Partition, "regions", cfg.regions, "host", cfg.host, "schema", "current")
+		"partition", s.deployment.Partition, "regions", cfg.regions, "host", cfg.host)
 }
 
 // close ends what was opened. What it cannot end in order it logs: the
