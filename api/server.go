@@ -29,6 +29,9 @@ const (
 	// maxBody is above the largest request that the service model allows (an
 	// attestation document of 262,144 bytes in base64, with a policy's room).
 	maxBody = 1 << 20
+	// callTimeout bounds the work on one request. It is below the read timeout
+	// of AWS's clients.
+	callTimeout = 25 * time.Second
 
 	targetPrefix = "TrentService."
 	contentType  = "application/x-amz-json-1.1"
@@ -40,10 +43,6 @@ type Config struct {
 
 	// Regions are the region names that signatures may be scoped to.
 	Regions []string
-
-	// Timeout bounds the work on one request. Zero means 25 s, below the
-	// read timeout of AWS's clients.
-	Timeout time.Duration
 
 	// Logger receives failures of our own, in full, and, under a rate limit,
 	// refused authentications. Nil means slog.Default.
@@ -59,7 +58,6 @@ type Server struct {
 	verifier *sigv4.Verifier
 	table    map[string]*route
 	unknown  *route // for targets that name no operation
-	timeout  time.Duration
 	log      *slog.Logger
 	strange  *strangers
 }
@@ -68,9 +66,6 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	if cfg.Service == nil || len(cfg.Regions) == 0 {
 		return nil, errors.New("api: Service and Regions are required")
-	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = 25 * time.Second
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -88,7 +83,6 @@ func New(cfg Config) (*Server, error) {
 		}),
 		table:   table,
 		unknown: unknown,
-		timeout: cfg.Timeout,
 		log:     cfg.Logger,
 		strange: strange,
 	}, nil
@@ -97,7 +91,7 @@ func New(cfg Config) (*Server, error) {
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	started := time.Now()
-	ctx, cancel := context.WithTimeout(r.Context(), s.timeout)
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
 	requestID := uuid.NewString()
 	route := s.route(r)

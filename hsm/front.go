@@ -42,9 +42,6 @@ type DomainConfig struct {
 	// RetireUnwraps is after how many unwrapped keys a worker is replaced,
 	// since libraries leak: SoftHSM 243 bytes for each. 0 = 1,000,000.
 	RetireUnwraps uint64
-	// RetireMemory is after how many bytes of growth a worker is replaced.
-	// 0 = 256 MiB.
-	RetireMemory int64
 
 	// Proofs are those of generations that several members hold. SetProofs
 	// replaces them.
@@ -52,9 +49,6 @@ type DomainConfig struct {
 
 	// Enrolling opens members that hold no generation yet, too.
 	Enrolling bool
-
-	// Command starts a worker. nil = this binary's "hsm-worker".
-	Command []string
 
 	// Logger and Metrics are the members' too. nil = none.
 	Logger  *slog.Logger
@@ -95,12 +89,6 @@ func (cfg DomainConfig) withDefaults() DomainConfig {
 	}
 	if cfg.RetireUnwraps == 0 {
 		cfg.RetireUnwraps = 1_000_000
-	}
-	if cfg.RetireMemory == 0 {
-		cfg.RetireMemory = 256 << 20
-	}
-	if cfg.Command == nil {
-		cfg.Command = thisBinary
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -378,13 +378,6 @@ func (d *Member) SetActive(ctx context.Context, number uint32) error {
 	return nil
 }
 
-// Active is the generation that wraps and seals.
-func (d *Member) Active() uint32 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.served
-}
-
 // Generations lists what the token holds of the domain now, in order.
 func (d *Member) Generations(ctx context.Context) ([]Generation, error) {
 	keys, err := d.look(ctx)

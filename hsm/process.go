@@ -37,10 +37,10 @@ type process struct {
 const workerSocket = 3
 
 // thisBinary stays the running binary even while it is being replaced.
-var thisBinary = []string{"/proc/self/exe", "hsm-worker"}
+const thisBinary = "/proc/self/exe"
 
-// startWorker runs command, whose name as it sees it is this process's own.
-func startWorker(command, environment []string, log *slog.Logger) (*process, error) {
+// startWorker starts this binary, by the name that it was started by.
+func startWorker(environment []string, log *slog.Logger) (*process, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, fmt.Errorf("%w: making a socket pair for the worker process: %w", ErrUnavailable, err)
@@ -51,9 +51,9 @@ func startWorker(command, environment []string, log *slog.Logger) (*process, err
 		_ = ours.Close()
 		return nil, fmt.Errorf("%w: making a pipe for the worker process: %w", ErrUnavailable, err)
 	}
-	defer worker.Close()            //nolint:errcheck // the worker has its own copy
-	cmd := exec.Command(command[0]) //nolint:gosec // G204: this binary, or a test's
-	cmd.Args = append([]string{os.Args[0]}, command[1:]...)
+	defer worker.Close() //nolint:errcheck // the worker has its own copy
+	cmd := exec.Command(thisBinary)
+	cmd.Args = []string{os.Args[0], "hsm-worker"}
 	cmd.Env = append(os.Environ(), environment...)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = worker

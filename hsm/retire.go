@@ -11,6 +11,9 @@ import (
 // memoryInterval is how often a worker looks at its memory.
 const memoryInterval = time.Second
 
+// mostGrowth is after how many bytes of it a worker is to be replaced.
+const mostGrowth = 256 << 20
+
 // watchMemory asks for a successor when libraries that leak (SoftHSM: 243
 // bytes for each unwrapped key, until it is finalised) have taken too much.
 func (w *worker) watchMemory() {
@@ -18,8 +21,8 @@ func (w *worker) watchMemory() {
 	// Every live object is memory too, on tokens that are software.
 	allowance := int64(w.token.cfg.HandleCache) * 2 * 16 << 10
 	for range time.Tick(memoryInterval) {
-		leaked := w.settings.Unwraps > 0 && w.token.stats.unwraps.Load() >= w.settings.Unwraps
-		grown := w.settings.Memory > 0 && residentMemory()-base > w.settings.Memory+allowance
+		leaked := w.token.stats.unwraps.Load() >= w.settings.Unwraps
+		grown := residentMemory()-base > mostGrowth+allowance
 		if leaked || grown {
 			_ = w.out.reply(0, statusNotice, &reply{number: noticeRetire})
 		}

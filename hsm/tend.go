@@ -311,7 +311,7 @@ func (s *seat) openWorker(ctx context.Context) (*target, error) {
 	if err := s.left.full(); err != nil {
 		return nil, err
 	}
-	process, err := startWorker(s.d.cfg.Command, s.cfg.Environment, s.log)
+	process, err := startWorker(s.cfg.Environment, s.log)
 	if err != nil {
 		return nil, err
 	}
@@ -336,7 +336,7 @@ func (s *seat) unlock(ctx context.Context, t *target) error {
 	settings := workerSettings{
 		Domain: s.d.cfg.ID, Token: s.cfg.Config, Limits: s.d.cfg.Limits,
 		Proofs: *s.d.proofs.Load(), Enrolling: s.d.cfg.Enrolling,
-		Unwraps: s.d.cfg.RetireUnwraps, Memory: s.d.cfg.RetireMemory, Level: lowest(s.log),
+		Unwraps: s.d.cfg.RetireUnwraps, Level: lowest(s.log),
 	}
 	text, err := json.Marshal(settings)
 	if err != nil {

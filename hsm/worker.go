@@ -46,16 +46,15 @@ type workerSettings struct {
 	// Proofs and Enrolling are DomainConfig's.
 	Proofs    Proofs
 	Enrolling bool
-	// Unwraps and Memory are when the worker asks to be retired; 0 = never.
+	// Unwraps are after how many the worker asks to be retired.
 	Unwraps uint64
-	Memory  int64
 	Level   slog.Level
 }
 
 // Notices.
 const (
 	noticeLogin  = iota + 1 // the PIN is about to be tried for the first time
-	noticeRetire            // see workerSettings.Unwraps and Memory
+	noticeRetire            // see watchMemory
 	noticeHung              // a call to the device takes longer than it may
 	noticeHealth            // the token's has changed: see Health
 )

@@ -88,7 +88,7 @@ func (s *Service) credential(ctx context.Context, accessKeyID string) (*credenti
 	if err != nil {
 		return nil, err
 	}
-	if accessKey.Status != statusActive {
+	if accessKey.Status != store.AccessKeyActive {
 		return nil, sigv4.ErrUnknownAccessKey
 	}
 	principal, err := s.db.Principal(ctx, accessKey.Account, accessKey.PrincipalID)

@@ -171,7 +171,7 @@ func (a *DomainAdmin) create(ctx context.Context, profile hsm.Profile) (store.Do
 	if err != nil {
 		return store.DomainGeneration{}, err
 	}
-	number := NextGeneration(g.all)
+	number := nextGeneration(g.all)
 	if pending := g.in(store.GenerationCreated); pending != nil {
 		a.Progress(fmt.Sprintf("going on with generation %d, which is not active yet", pending.Number))
 		if slices.Contains(pending.Tokens(), a.Serial) {
@@ -204,7 +204,7 @@ func (a *DomainAdmin) Next(ctx context.Context, profile hsm.Profile) (int64, err
 	if err != nil {
 		return 0, err
 	}
-	return NextGeneration(g.all), nil
+	return nextGeneration(g.all), nil
 }
 
 func (a *DomainAdmin) creatable(ctx context.Context, profile hsm.Profile) (*generations, error) {
@@ -231,8 +231,8 @@ func goesOn(all []store.DomainGeneration, profile hsm.Profile) error {
 		last.Number, last.Profile, last.Number)
 }
 
-// NextGeneration is the number that Create gives.
-func NextGeneration(all []store.DomainGeneration) int64 {
+// nextGeneration is the number that Create gives.
+func nextGeneration(all []store.DomainGeneration) int64 {
 	last := all[len(all)-1]
 	if last.State == store.GenerationCreated {
 		return last.Number

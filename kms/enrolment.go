@@ -85,7 +85,7 @@ func (m *DomainMembers) complete(g *generations) error {
 // enrolmentNumber is that of the generation to make or to go on with: one that
 // is on no token.
 func (m *DomainMembers) enrolmentNumber(ctx context.Context, g *generations) (int64, error) {
-	number := NextGeneration(g.all)
+	number := nextGeneration(g.all)
 	if pending := g.in(store.GenerationCreated); pending != nil {
 		if len(pending.Tokens()) > 0 && pending.Proof == "" {
 			return 0, fmt.Errorf("generation %d was made on one token and is not active yet: activate it first, or discard it with `trent domain retire --generation %d`", pending.Number, pending.Number)

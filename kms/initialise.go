@@ -222,7 +222,7 @@ func (s *setup) replaceAdministrator(ctx context.Context) (accessKeyID string, s
 	if err != nil {
 		return "", nil, err
 	}
-	key := store.AccessKey{ID: awsID("AKIA"), Account: account, PrincipalID: admin.ID, Secret: ekt, Status: statusActive, Created: time.Now().UTC()}
+	key := store.AccessKey{ID: awsID("AKIA"), Account: account, PrincipalID: admin.ID, Secret: ekt, Status: store.AccessKeyActive, Created: time.Now().UTC()}
 	if err := change.InsertAccessKey(ctx, key); err != nil {
 		clear(secret)
 		return "", nil, fmt.Errorf("sealing the access key: %w", err)

@@ -13,6 +13,8 @@ import (
 )
 
 const (
+	// sweepInterval is how often due deletions and rotations are looked for.
+	sweepInterval = 10 * time.Second
 	// followInterval bounds how old the cached rows of an idle host are.
 	followInterval = 500 * time.Millisecond
 
@@ -98,13 +100,13 @@ func (s *Service) Run(ctx context.Context) error {
 	return nil
 }
 
-// periodic runs args every SweepInterval, one at a time. A run that failed is
+// periodic runs args every sweepInterval, one at a time. A run that failed is
 // not worth a retry: the next one is near.
 func (s *Service) periodic(args river.JobArgs, queue string) *river.PeriodicJob {
 	return river.NewPeriodicJob(
-		river.PeriodicInterval(s.cfg.SweepInterval),
+		river.PeriodicInterval(sweepInterval),
 		func() (river.JobArgs, *river.InsertOpts) {
-			return args, &river.InsertOpts{MaxAttempts: 1, Queue: queue, UniqueOpts: river.UniqueOpts{ByPeriod: s.cfg.SweepInterval}}
+			return args, &river.InsertOpts{MaxAttempts: 1, Queue: queue, UniqueOpts: river.UniqueOpts{ByPeriod: sweepInterval}}
 		},
 		&river.PeriodicJobOpts{RunOnStart: true},
 	)

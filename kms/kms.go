@@ -23,7 +23,7 @@ import (
 )
 
 // Config is what a Service stands on. All fields but AttestationRoots,
-// Now, SweepInterval, RewrapRate, Logger and Metrics are required.
+// Now, Logger and Metrics are required.
 type Config struct {
 	Domain *hsm.Domain
 	DB     *store.DB
@@ -44,14 +44,6 @@ type Config struct {
 	// Now is the clock of key states (deletion dates, creation dates).
 	// Nil means time.Now.
 	Now func() time.Time
-
-	// SweepInterval is how often due deletions and rotations are looked for.
-	// Zero means 10 s.
-	SweepInterval time.Duration
-
-	// RewrapRate is how many keys or rows a second the background work brings
-	// to a new generation of the domain keys. Zero means 200.
-	RewrapRate int
 
 	// Logger receives what operators must see. Nil means slog.Default.
 	Logger *slog.Logger
@@ -88,12 +80,6 @@ func New(cfg Config) (*Service, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = clock
-	}
-	if cfg.SweepInterval == 0 {
-		cfg.SweepInterval = 10 * time.Second
-	}
-	if cfg.RewrapRate <= 0 {
-		cfg.RewrapRate = 200
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()

@@ -11,8 +11,6 @@ import (
 	"github.com/trent-kms/trent/store"
 )
 
-const statusActive = "Active"
-
 // verdict is what a key state means for an operation.
 type verdict int
 

@@ -56,6 +56,9 @@ func (successionArgs) Kind() string { return "succession" }
 
 const successionQueue = "succession" // its own, so that sweeps do not wait
 
+// rewrapRate is how many keys or rows a second are brought to a new generation.
+const rewrapRate = 200
+
 type successor struct {
 	river.WorkerDefaults[successionArgs]
 	service *Service
@@ -65,7 +68,7 @@ type successor struct {
 // host that dies holds nothing up, and a job that runs twice finds rows that
 // have changed and leaves them.
 func (w *successor) Work(ctx context.Context, _ *river.Job[successionArgs]) error {
-	ctx, cancel := context.WithTimeout(ctx, w.service.cfg.SweepInterval*8/10)
+	ctx, cancel := context.WithTimeout(ctx, sweepInterval*8/10)
 	defer cancel()
 	err := w.service.succeed(ctx)
 	if err != nil {
@@ -142,7 +145,7 @@ func unlessOver(ctx context.Context, err error) error {
 // pace keeps the background work from taking the HSM from requests.
 func (s *Service) pace(ctx context.Context, done int) {
 	select {
-	case <-time.After(time.Duration(done) * time.Second / time.Duration(s.cfg.RewrapRate)):
+	case <-time.After(time.Duration(done) * time.Second / rewrapRate):
 	case <-ctx.Done():
 	}
 }

@@ -37,8 +37,11 @@ func mismatch() error {
 		"Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
 }
 
+// skew is how far a signature's time may be from now, either way.
+const skew = 5 * time.Minute
+
 // checkSkew uses the texts by which clients know that their clock is wrong.
-func checkSkew(signed, now time.Time, skew time.Duration) error {
+func checkSkew(signed, now time.Time) error {
 	minutes := func() string { return fmt.Sprintf("%g min.", skew.Minutes()) }
 	if oldest := now.Add(-skew); signed.Before(oldest) {
 		return invalid("Signature expired: %s is now earlier than %s (%s - %s)",

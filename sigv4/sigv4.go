@@ -27,9 +27,6 @@ type Config struct {
 	Regions []string
 	// Now is the clock; nil = time.Now.
 	Now func() time.Time
-	// Skew is how far a signature's time may be from now, either way;
-	// 0 = 5 minutes.
-	Skew time.Duration
 	// SigningKey returns the signing key of an access key for a day (YYYYMMDD)
 	// and region, see DeriveSigningKey; to return the same one again spares
 	// work. It returns (or wraps) ErrUnknownAccessKey for ids that are unknown
@@ -40,8 +37,7 @@ type Config struct {
 // Identity is what a good signature proves.
 type Identity struct {
 	AccessKeyID string
-	Region      string    // of the credential scope
-	SignedAt    time.Time // UTC
+	Region      string // of the credential scope
 }
 
 // Verifier checks requests. It may be used concurrently.
@@ -57,9 +53,6 @@ func New(c Config) *Verifier {
 	}
 	if c.Now == nil {
 		c.Now = time.Now
-	}
-	if c.Skew == 0 {
-		c.Skew = 5 * time.Minute
 	}
 	c.Regions = slices.Clone(c.Regions)
 	return &Verifier{config: c, scratch: sync.Pool{New: func() any {
@@ -86,7 +79,7 @@ func (v *Verifier) Verify(r *http.Request, body []byte) (Identity, error) {
 	if err != nil {
 		return Identity{}, err
 	}
-	if err := checkSkew(signedAt, v.config.Now().UTC(), v.config.Skew); err != nil {
+	if err := checkSkew(signedAt, v.config.Now().UTC()); err != nil {
 		return Identity{}, err
 	}
 	// There are no temporary credentials, so no session token is a good one.
@@ -96,7 +89,7 @@ func (v *Verifier) Verify(r *http.Request, body []byte) (Identity, error) {
 	if err := v.checkSignature(r, body, a, names, dateText); err != nil {
 		return Identity{}, err
 	}
-	return Identity{AccessKeyID: a.accessKeyID, Region: a.region, SignedAt: signedAt}, nil
+	return Identity{AccessKeyID: a.accessKeyID, Region: a.region}, nil
 }
 
 // checkScope holds the credential scope against the date and the Config.

@@ -37,7 +37,7 @@ type DB struct {
 	log      *slog.Logger
 	sealing  atomic.Pointer[sealing] // nil until SetSealer
 	tampered *prometheus.CounterVec
-	durable  atomic.Int64 // when CheckDurable last found nothing, in Unix seconds
+	durable  atomic.Int64 // when checkDurable last found nothing, in Unix seconds
 }
 
 // Open connects, and refuses a server that does not keep what it confirms.
@@ -60,7 +60,7 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	if db.log == nil {
 		db.log = slog.Default()
 	}
-	if err := db.CheckDurable(ctx); err != nil {
+	if err := db.checkDurable(ctx); err != nil {
 		pool.Close()
 		return nil, err
 	}
@@ -106,9 +106,9 @@ var demands = []struct {
 	{"server_encoding", "SQL_ASCII", "texts could not be kept faithfully; create the database with ENCODING 'UTF8' TEMPLATE template0"},
 }
 
-// CheckDurable refuses, with an *ErrSetting, a server that would lose what it
+// checkDurable refuses, with an *ErrSetting, a server that would lose what it
 // has confirmed.
-func (db *DB) CheckDurable(ctx context.Context) error {
+func (db *DB) checkDurable(ctx context.Context) error {
 	for _, d := range demands {
 		var value string
 		err := db.pool.QueryRow(ctx, "SELECT current_setting($1)", d.setting).Scan(&value)
@@ -127,7 +127,7 @@ func (db *DB) CheckDurable(ctx context.Context) error {
 	return nil
 }
 
-// durableFor is how long Ping believes what CheckDurable has found: settings
+// durableFor is how long Ping believes what checkDurable has found: settings
 // can change while the server runs.
 const durableFor = time.Minute
 
@@ -160,7 +160,7 @@ func (db *DB) Pool() *pgxpool.Pool { return db.pool }
 // pool are likely dead as well.
 func (db *DB) Renew() { db.pool.Reset() }
 
-// Ping does one round trip, and once a minute CheckDurable.
+// Ping does one round trip, and once a minute checkDurable.
 func (db *DB) Ping(ctx context.Context) error {
 	if err := db.pool.Ping(ctx); err != nil {
 		return fmt.Errorf("reaching Postgres: %w", fault(err))
@@ -168,5 +168,5 @@ func (db *DB) Ping(ctx context.Context) error {
 	if time.Since(time.Unix(db.durable.Load(), 0)) < durableFor {
 		return nil
 	}
-	return db.CheckDurable(ctx)
+	return db.checkDurable(ctx)
 }
