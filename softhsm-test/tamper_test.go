@@ -226,7 +226,7 @@ func TestTamperedWhileRunning(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := d.launch(t, "TRENT_ACCOUNT=999999999999")
-	wantStartRefused(t, refused, "")
+	wantStartRefused(t, refused, "verifying the deployment row")
 }
 
 // A deployment that is put back to where init began is not set up again: that
@@ -234,7 +234,7 @@ func TestTamperedWhileRunning(t *testing.T) {
 func TestDeploymentSetBack(t *testing.T) {
 	d := newDeployment(t, "")
 	d.wantNotSetUpAgain(t)
-	wantStartRefused(t, d.launch(t), "")
+	wantStartRefused(t, d.launch(t), "only half set up")
 }
 
 func (d *deployment) wantNotSetUpAgain(t *testing.T) {

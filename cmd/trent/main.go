@@ -33,7 +33,7 @@ type cli struct {
 
 const description = `Trent answers the AWS KMS API with keys that live in a PKCS#11 HSM.
 
-Every setting is a flag, an environment variable (in brackets below) or a line in the configuration file; the first of these that is set counts. Secrets are none of these but the content of a file or credential: the PIN is read from --pin-file, TRENT_PIN or the systemd credential "pin", the database URL from --database-url-file, TRENT_DATABASE_URL or the credential "database-url".
+Every setting is a flag, an environment variable (in brackets below) or a line in the configuration file; the first of these that is set counts. Secrets are neither flags nor lines in that file: the PIN is read from --pin-file, TRENT_PIN or the systemd credential "pin", the database URL from --database-url-file, TRENT_DATABASE_URL or the credential "database-url".
 
 Example:
 

@@ -20,8 +20,8 @@ type hsmSettings struct {
 	HSMModule   string `name:"hsm-module" env:"TRENT_HSM_MODULE" placeholder:"FILE" type:"path" help:"PKCS#11 library of the HSM's vendor."`
 	HSMToken    string `name:"hsm-token" env:"TRENT_HSM_TOKEN" placeholder:"LABEL" help:"Label of the token. Slot numbers are never used: they move."`
 	HSMSerial   string `name:"hsm-serial" env:"TRENT_HSM_SERIAL" placeholder:"SERIAL" help:"Serial number of the token; together with a label, both must match."`
-	HSMSessions int    `name:"hsm-sessions" env:"TRENT_HSM_SESSIONS" default:"0" help:"Sessions that symmetric operations share. 0 chooses what measures best."`
-	HSMHandles  int    `name:"hsm-handles" env:"TRENT_HSM_HANDLES" default:"0" help:"Most unwrapped keys on the token at a time. 0 means 1024."`
+	HSMSessions int    `name:"hsm-sessions" env:"TRENT_HSM_SESSIONS" default:"0" help:"Sessions that symmetric operations share. 0 means 1, which measures best on SoftHSM."`
+	HSMHandles  int    `name:"hsm-handles" env:"TRENT_HSM_HANDLES" default:"0" help:"Most unwrapped secret keys on the token at a time, and as many private keys. 0 means 1024."`
 	HSMIVSource string `name:"hsm-iv-source" env:"TRENT_HSM_IV_SOURCE" enum:"auto,process,hsm,mechanism" default:"auto" help:"Who makes the IVs of AES-GCM: this process, the HSM's generator, or the HSM's mechanism; auto tries what the device takes."`
 
 	HSMIsolation    string        `name:"hsm-isolation" env:"TRENT_HSM_ISOLATION" enum:"worker,in-process" default:"worker" help:"Where the vendor's library runs: in a worker process for each token, which may hang or crash, or in-process."`
@@ -46,7 +46,7 @@ func (s hsmSettings) Validate() error {
 // databaseSettings say where Postgres is.
 type databaseSettings struct {
 	DatabaseURLFile string `name:"database-url-file" env:"TRENT_DATABASE_URL_FILE" placeholder:"FILE" type:"path" help:"File that holds the Postgres URL. Otherwise TRENT_DATABASE_URL or the systemd credential \"database-url\"."`
-	DatabaseConns   int32  `name:"database-connections" env:"TRENT_DATABASE_CONNECTIONS" default:"0" help:"Most connections to Postgres. 0 chooses by the number of cores."`
+	DatabaseConns   int32  `name:"database-connections" env:"TRENT_DATABASE_CONNECTIONS" default:"0" help:"Most connections to Postgres at a time; at least 4 are used. 0 means 16."`
 }
 
 func (s databaseSettings) Validate() error {
