@@ -139,11 +139,7 @@ func (s *Service) ListAliases(ctx context.Context, call *Call, in *awskms.ListAl
 		}
 		keyID = k.ID
 	}
-	after, err := parseMarker(in.Marker)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(in.Limit, 50, 100)
+	after, limit, err := pageAsked(in.Marker, in.Limit, 50, 100)
 	if err != nil {
 		return nil, err
 	}

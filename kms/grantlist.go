@@ -43,16 +43,12 @@ func (s *Service) listGrants(ctx context.Context, call *Call, in *awskms.ListGra
 	if err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
+	after, limit, err := pageAsked(in.Marker, in.Limit, defaultGrants, maxGrants)
 	if err != nil {
 		return nil, err
 	}
 	if after != "" && !grantIDPattern.MatchString(after) {
 		return nil, invalidMarker()
-	}
-	limit, err := pageSize(in.Limit, defaultGrants, maxGrants)
-	if err != nil {
-		return nil, err
 	}
 	if in.GranteePrincipal != nil && in.GranteeServicePrincipal != nil {
 		return nil, validation("Specify either a GranteePrincipal or a GranteeServicePrincipal.")
@@ -141,17 +137,13 @@ func (s *Service) listRetirableGrants(ctx context.Context, call *Call, in *awskm
 	if retiring == "" {
 		return nil, validation("Specify either a RetiringPrincipal or a RetiringServicePrincipal.")
 	}
-	marker, err := parseMarker(in.Marker)
+	marker, limit, err := pageAsked(in.Marker, in.Limit, defaultGrants, maxGrants)
 	if err != nil {
 		return nil, err
 	}
 	keyID, id, _ := strings.Cut(marker, "/")
 	if marker != "" && (!envelope.ValidKeyID(keyID) || !grantIDPattern.MatchString(id)) {
 		return nil, invalidMarker()
-	}
-	limit, err := pageSize(in.Limit, defaultGrants, maxGrants)
-	if err != nil {
-		return nil, err
 	}
 	found, err := s.db.RetirableGrants(ctx, call.Principal.Account, call.Region, retiring, store.GrantRef{KeyID: keyID, ID: id}, limit+1)
 	if err != nil {

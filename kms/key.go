@@ -251,11 +251,7 @@ func (s *Service) ListKeys(ctx context.Context, call *Call, in *awskms.ListKeysI
 	if err := s.authorize(call, "kms:ListKeys"); err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(in.Limit, 100, 1000)
+	after, limit, err := pageAsked(in.Marker, in.Limit, 100, 1000)
 	if err != nil {
 		return nil, err
 	}
@@ -301,6 +297,14 @@ func pageSize(limit *int32, byDefault, most int) (int, error) {
 		return 0, validation("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value less than or equal to %d", *limit, most)
 	}
 	return int(*limit), nil
+}
+
+// pageAsked is where a list is to go on, and how many items it is to show.
+func pageAsked(marker *string, limit *int32, byDefault, most int) (after string, size int, err error) {
+	if after, err = parseMarker(marker); err == nil {
+		size, err = pageSize(limit, byDefault, most)
+	}
+	return after, size, err
 }
 
 // page cuts one item more than limit off and makes the marker of the next

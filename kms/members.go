@@ -252,7 +252,6 @@ type memberEvent struct {
 	Serial      string `json:"token"`
 	Label       string `json:"label"`
 	Fingerprint string `json:"fingerprint,omitempty"`
-	Generation  int64  `json:"domainKeyGeneration,omitempty"`
 	Lost        bool   `json:"lost,omitempty"`
 	LostWith    string `json:"lostWith,omitempty"` // what it alone held
 	Operator    string `json:"operator"`

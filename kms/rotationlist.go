@@ -34,11 +34,7 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(in.Limit, 100, 1000)
+	after, limit, err := pageAsked(in.Marker, in.Limit, 100, 1000)
 	if err != nil {
 		return nil, err
 	}

@@ -74,11 +74,7 @@ func (s *Service) ListResourceTags(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
-	if err != nil {
-		return nil, err
-	}
-	limit, err := pageSize(in.Limit, maxTags, maxTags)
+	after, limit, err := pageAsked(in.Marker, in.Limit, maxTags, maxTags)
 	if err != nil {
 		return nil, err
 	}

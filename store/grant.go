@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -152,7 +153,7 @@ func (db *DB) grantsOfKey(ctx context.Context, ref KeyRef, ids []string) ([]Gran
 			return found, nil
 		}
 	}
-	if missing(err) {
+	if errors.Is(err, ErrNotFound) {
 		err = ErrConflict
 	}
 	return nil, err

@@ -242,12 +242,10 @@ func (c *Change) changeGrants(ctx context.Context, k Key, id string, add bool) e
 func (db *DB) grantsDiffer(ctx context.Context, k Key) error {
 	now, err := db.Key(ctx, k.Account, k.Region, k.ID)
 	switch {
-	case missing(err), err == nil && now.Version != k.Version:
+	case errors.Is(err, ErrNotFound), err == nil && now.Version != k.Version:
 		return ErrConflict
 	case err != nil:
 		return err
 	}
 	return db.tamperedRow("grants", k.identity(), "the key's grants are not those that its row names")
 }
-
-func missing(err error) bool { return errors.Is(err, ErrNotFound) }
