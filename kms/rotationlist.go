@@ -59,7 +59,7 @@ func number(b store.BackingKey) string { return fmt.Sprintf("%010d", b.Number) }
 
 func (k *key) rotationEntry(b store.BackingKey, pending types.KeyMaterialState) types.RotationsListEntry {
 	e := types.RotationsListEntry{
-		KeyId:            aws.String(k.ID),
+		KeyId:            aws.String(k.arn),
 		KeyMaterialId:    aws.String(b.MaterialID),
 		KeyMaterialState: types.KeyMaterialStateNonCurrent,
 		RotationDate:     b.Rotated,
