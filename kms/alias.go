@@ -23,6 +23,9 @@ func (s *Service) CreateAlias(ctx context.Context, call *Call, in *awskms.Create
 		if err := checkAliasName(name); err != nil {
 			return err
 		}
+		if strings.Contains(name, ":") {
+			return &types.InvalidAliasNameException{Message: aws.String("An alias name may not contain a colon.")}
+		}
 		now := s.now().UTC()
 		change := s.db.NewChange()
 		change.RequireKey(k.Key)
@@ -110,9 +113,6 @@ func checkAliasName(name string) error {
 	}
 	if strings.HasPrefix(name, "alias/aws/") {
 		return unmodelled("NotAuthorizedException", "Aliases that begin with alias/aws/ are reserved.")
-	}
-	if strings.Contains(name, ":") {
-		return &types.InvalidAliasNameException{Message: aws.String("An alias name may not contain a colon.")}
 	}
 	return nil
 }
