@@ -34,14 +34,19 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	after, limit, err := pageAsked(in.Marker, in.Limit, 100, 1000)
+	list := listOf(call, k.ID)
+	after, err := list.after(in.Marker)
+	if err != nil {
+		return nil, err
+	}
+	limit, err := pageSize(in.Limit, 100, 1000)
 	if err != nil {
 		return nil, err
 	}
 	all = slices.DeleteFunc(all, func(b store.BackingKey) bool {
 		return number(b) <= after || b.Rotated == nil && in.IncludeKeyMaterial != types.IncludeKeyMaterialAllKeyMaterial
 	})
-	shown, next := page(all, limit, number)
+	shown, next := page(list, all, limit, number)
 	entries := make([]types.RotationsListEntry, len(shown))
 	for i, b := range shown {
 		entries[i] = k.rotationEntry(b, pending)
@@ -54,7 +59,7 @@ func number(b store.BackingKey) string { return fmt.Sprintf("%010d", b.Number) }
 
 func (k *key) rotationEntry(b store.BackingKey, pending types.KeyMaterialState) types.RotationsListEntry {
 	e := types.RotationsListEntry{
-		KeyId:            aws.String(k.ID),
+		KeyId:            aws.String(k.arn),
 		KeyMaterialId:    aws.String(b.MaterialID),
 		KeyMaterialState: types.KeyMaterialStateNonCurrent,
 		RotationDate:     b.Rotated,

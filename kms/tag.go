@@ -74,7 +74,12 @@ func (s *Service) ListResourceTags(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	after, limit, err := pageAsked(in.Marker, in.Limit, maxTags, maxTags)
+	list := listOf(call, k.ID)
+	after, err := list.after(in.Marker)
+	if err != nil {
+		return nil, err
+	}
+	limit, err := pageSize(in.Limit, maxTags, maxTags)
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +87,7 @@ func (s *Service) ListResourceTags(ctx context.Context, call *Call, in *awskms.L
 	if found {
 		from++
 	}
-	tags, next := page(k.Tags[from:], limit, func(tag store.Tag) string { return tag.Key })
+	tags, next := page(list, k.Tags[from:], limit, func(tag store.Tag) string { return tag.Key })
 	out := &awskms.ListResourceTagsOutput{Tags: []types.Tag{}, Truncated: next != nil, NextMarker: next}
 	for _, tag := range tags {
 		out.Tags = append(out.Tags, types.Tag{TagKey: aws.String(tag.Key), TagValue: aws.String(tag.Value)})
