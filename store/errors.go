@@ -137,6 +137,7 @@ func sqlFault(err error, pg *pgconn.PgError) error {
 	case pg.Code == "55P03": // lock not available in time
 		return fmt.Errorf("%w: %w: %w", ErrConflict, ErrLocked, err)
 	case pg.Code == "23503", // the key that an alias or backing key names has gone
+		pg.Code == "25P03",               // this process paused for too long within a change
 		strings.HasPrefix(pg.Code, "40"): // serialisation failure, deadlock
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "57P"): // server going away
