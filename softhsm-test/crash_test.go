@@ -197,12 +197,15 @@ func TestCrashInOtherCalls(t *testing.T) {
 	c := d.client(t)
 	must(c.EnableKey(context.Background(), &kms.EnableKeyInput{KeyId: key.KeyId}))(t)
 	encrypt(t, c, *key.KeyId, marker, nil)
-	rows, err := d.pool.Query(context.Background(), "SELECT reserved FROM encryption_budgets")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if reserved := must(pgx.CollectExactlyOneRow(rows, pgx.RowTo[int64]))(t); reserved != 3<<16 {
-		t.Errorf("%d encryptions are reserved, want three blocks", reserved)
+	d.wantReserved(t, 3<<16)
+}
+
+func (d *deployment) wantReserved(t *testing.T, want int64) {
+	t.Helper()
+	var reserved int64
+	err := d.pool.QueryRow(context.Background(), "SELECT reserved FROM encryption_budgets").Scan(&reserved)
+	if err != nil || reserved != want {
+		t.Errorf("%d encryptions are reserved, want %d: %v", reserved, want, err)
 	}
 }
 
