@@ -126,12 +126,16 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	if route == s.unknown {
 		return nil, &protocolError{http.StatusBadRequest, "UnknownOperationException", ""}
 	}
+	claim, err := s.verifier.Check(r)
+	if err != nil { // before a stranger's body costs anything
+		return nil, s.strange.refused(r, err)
+	}
 	body, err := readBody(w, r)
 	if err != nil {
 		return nil, err
 	}
 	defer clear(body) // may hold plaintext
-	call, err := s.authenticate(r.WithContext(ctx), body)
+	call, err := s.authenticate(r.WithContext(ctx), claim, body)
 	if err != nil {
 		return nil, s.strange.refused(r, err)
 	}
@@ -141,9 +145,9 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	})
 }
 
-func (s *Server) authenticate(r *http.Request, body []byte) (*kms.Call, error) {
+func (s *Server) authenticate(r *http.Request, claim sigv4.Claim, body []byte) (*kms.Call, error) {
 	head := s.service.Head() // before anything is looked up
-	identity, err := s.verifier.Verify(r, body)
+	identity, err := s.verifier.Verify(r, claim, body)
 	if err != nil {
 		return nil, err
 	}

@@ -166,7 +166,7 @@ func present(slots []slot) string {
 }
 
 // loginAllowed refuses before the PIN is tried when a wrong try could lock the
-// token, or when there is no PIN to try.
+// token, when there is no PIN to try, or when the login would serve nothing.
 func loginAllowed(s slot, pin PIN) error {
 	flags := s.token.Flags
 	switch {
@@ -180,6 +180,8 @@ func loginAllowed(s slot, pin PIN) error {
 		return fmt.Errorf("%w: token %q is locked; the security officer must unlock it with the vendor's tool", ErrPINLocked, s.token.Label)
 	case flags&pkcs11.CKF_USER_PIN_FINAL_TRY != 0:
 		return fmt.Errorf("%w: the next wrong PIN locks token %q, so none is tried; log in once with the vendor's tool and the right PIN", ErrPINLocked, s.token.Label)
+	case s.token.MaxRwSessionCount == 1: // crypto11 would panic
+		return fmt.Errorf("%w: token %q allows one session at a time; have the limit raised: trent doctor says how many Trent opens", ErrUnavailable, s.token.Label)
 	}
 	return nil
 }

@@ -4,25 +4,23 @@
 #include <stddef.h>
 #include <string.h>
 
-// Indices into ck_functions.fn.
-enum {
-	C_GetSlotList = 4,
-	C_CreateObject = 20,
-	C_DestroyObject = 22,
-	C_GetAttributeValue = 24,
-	C_FindObjects = 27,
-	C_EncryptInit = 29,
-	C_Encrypt = 30,
-	C_DecryptInit = 33,
-	C_Decrypt = 34,
-	C_SignInit = 42,
-	C_Sign = 43,
-	C_VerifyInit = 48,
-	C_Verify = 49,
-	C_WrapKey = 60,
-	C_DeriveKey = 62,
-	C_GenerateRandom = 64,
-};
+// Indices into ck_functions.fn of all functions that Trent calls, here or by miekg
+// and crypto11.
+#define CALLED(each) \
+	each(C_Initialize, 0) each(C_Finalize, 1) each(C_GetInfo, 2) each(C_GetSlotList, 4) \
+	each(C_GetTokenInfo, 6) each(C_GetMechanismInfo, 8) each(C_OpenSession, 12) \
+	each(C_CloseSession, 13) each(C_CloseAllSessions, 14) each(C_GetSessionInfo, 15) \
+	each(C_Login, 18) each(C_Logout, 19) each(C_CreateObject, 20) each(C_CopyObject, 21) \
+	each(C_DestroyObject, 22) each(C_GetAttributeValue, 24) each(C_SetAttributeValue, 25) \
+	each(C_FindObjectsInit, 26) each(C_FindObjects, 27) each(C_FindObjectsFinal, 28) \
+	each(C_EncryptInit, 29) each(C_Encrypt, 30) each(C_DecryptInit, 33) each(C_Decrypt, 34) \
+	each(C_SignInit, 42) each(C_Sign, 43) each(C_VerifyInit, 48) each(C_Verify, 49) \
+	each(C_GenerateKey, 58) each(C_GenerateKeyPair, 59) each(C_WrapKey, 60) \
+	each(C_UnwrapKey, 61) each(C_DeriveKey, 62) each(C_GenerateRandom, 64)
+#define INDEX(name, at) name = at,
+#define LACKING(name, at) if (list->fn[at] == NULL) return "its function list has no " #name;
+
+enum { CALLED(INDEX) };
 
 enum {
 	CKM_AES_GCM = 0x1087,
@@ -85,6 +83,14 @@ typedef ck_ulong (*slots_call)(ck_byte, ck_ulong *, ck_ulong *);
 typedef ck_ulong (*find_call)(ck_ulong, ck_ulong *, ck_ulong, ck_ulong *);
 typedef ck_ulong (*derive_call)(ck_ulong, ck_mechanism *, ck_ulong, ck_attribute *, ck_ulong, ck_ulong *);
 
+// lacking says what function a list has no address of, although PKCS#11 §5.4
+// wants one for each, if only to answer CKR_FUNCTION_NOT_SUPPORTED.
+static const char *lacking(const ck_functions *list)
+{
+	CALLED(LACKING)
+	return NULL;
+}
+
 // trent_load never unloads: vendors' libraries keep threads and exit handlers
 // that outlive C_Finalize.
 ck_functions *trent_load(const char *path, const char **why)
@@ -101,7 +107,8 @@ ck_functions *trent_load(const char *path, const char **why)
 		*why = "the library has no C_GetFunctionList: it is not a PKCS#11 module";
 		return NULL;
 	}
-	return list;
+	*why = lacking(list);
+	return *why == NULL ? list : NULL;
 }
 
 ck_result trent_gcm(ck_functions *f, int decrypt, ck_ulong session, ck_ulong key,

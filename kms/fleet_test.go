@@ -22,6 +22,7 @@ const testRegion = "us-east-1"
 // A fleet is one deployment with a clock that the test sets.
 type fleet struct {
 	url     string
+	device  testenv.Token
 	token   *hsm.Token
 	domain  *hsm.Domain
 	id      [16]byte
@@ -35,10 +36,9 @@ type fleet struct {
 func newFleet(t *testing.T) *fleet {
 	t.Helper()
 	f := &fleet{url: testenv.Postgres(t), region: testRegion, ahead: new(atomic.Int64), started: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}
-	tok := testenv.SoftHSM(t)
+	f.device = testenv.SoftHSM(t)
 	var err error
-	f.token, err = hsm.Open(t.Context(), hsm.Config{Module: tok.Module, TokenLabel: tok.Label, PIN: hsm.NewPIN([]byte(tok.PIN))})
-	if err != nil {
+	if f.token, err = hsm.Open(t.Context(), f.config()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = f.token.Close() })
@@ -65,6 +65,10 @@ func newFleet(t *testing.T) *fleet {
 	}
 	f.domain = hsm.DomainOf(member)
 	return f
+}
+
+func (f *fleet) config() hsm.Config {
+	return hsm.Config{Module: f.device.Module, TokenLabel: f.device.Label, PIN: hsm.NewPIN([]byte(f.device.PIN))}
 }
 
 func (f *fleet) open(t *testing.T) *store.DB {

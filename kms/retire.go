@@ -38,6 +38,9 @@ func (m *DomainMembers) retire(ctx context.Context, number int64, retention time
 	if err := m.areGone(which, gone); err != nil {
 		return err
 	}
+	if err := m.unwrapsNothing(ctx, g, which); err != nil {
+		return err
+	}
 	if which.State != store.GenerationRetiring {
 		which.State = store.GenerationRetiring
 		if err := m.write(ctx, g, "RetireDomainKeyGeneration", which); err != nil {
@@ -68,6 +71,23 @@ func (m *DomainMembers) areGone(which *store.DomainGeneration, gone []string) er
 		if slices.ContainsFunc(m.reachable(), func(each MemberAtHand) bool { return each.Info.Serial == serial }) {
 			return fmt.Errorf("token %s can be reached, so it is not gone: leave --gone out", serial)
 		}
+	}
+	return nil
+}
+
+// unwrapsNothing refuses if a key is wrapped under the generation, by rows that
+// are verified: who writes to the database could hide some from a mere count,
+// and have them destroyed in every backup as well.
+func (m *DomainMembers) unwrapsNothing(ctx context.Context, g *generations, which *store.DomainGeneration) error {
+	m.Progress("reading every key, to see that none is wrapped under it")
+	m.DB.SetSealer(g.deployment.ID, m.Sealers())
+	defer m.DB.SetSealer(g.deployment.ID, m.Member)
+	under, err := m.DB.WrappedKeys(ctx, func(read int) { m.Progress(fmt.Sprintf("%d keys read", read)) })
+	if err != nil {
+		return fmt.Errorf("nothing is destroyed while it cannot be told what needs it: %w", err)
+	}
+	if n := under[uint32(which.Number)]; n > 0 { // #nosec G115 -- ours
+		return notYet("%d keys are wrapped under generation %d: %s", n, which.Number, whyStill(which.Profile))
 	}
 	return nil
 }

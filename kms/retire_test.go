@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
+
 	"github.com/trent-kms/trent/audit"
 	"github.com/trent-kms/trent/hsm"
 	"github.com/trent-kms/trent/store"
@@ -55,6 +57,61 @@ func TestRetireWhileAHostLags(t *testing.T) {
 	under(1)
 	if err := m.Retire(t.Context(), 2, time.Hour); err != nil || held() != 1 {
 		t.Errorf("%d generations are left: %v", held(), err)
+	}
+}
+
+// TestRetireReadsRows: who writes to the database cannot have a generation
+// destroyed by hiding what is wrapped under it.
+func TestRetireReadsRows(t *testing.T) {
+	f := newFleet(t)
+	member, err := f.token.OpenDomain(t.Context(), f.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := f.officer(t, "a", func() {})
+	one := m.DomainAdmin
+	one.Member, one.Serial = member, f.token.Info().Serial
+	s := f.host(t, "host")
+	id := createKey(t, f, s)
+	_, err = one.Create(t.Context(), hsm.Locked)
+	for _, order := range []func(context.Context, int64) error{one.ConfirmBackup, one.Activate} {
+		if err == nil {
+			err = order(t.Context(), 2)
+		}
+	}
+	if err == nil {
+		err = s.FollowGenerations(t.Context())
+	}
+	if err == nil {
+		_, err = do(f, s, "RotateKeyOnDemand", (*Service).RotateKeyOnDemand, &awskms.RotateKeyOnDemandInput{KeyId: &id})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(sql string) {
+		t.Helper()
+		if _, err := m.DB.Pool().Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("CREATE TABLE kept_backing_keys AS TABLE backing_keys; CREATE TABLE kept_access_keys AS TABLE access_keys")
+	hideSecret := "UPDATE access_keys SET secret = overlay(secret placing decode('00000002', 'hex') from 2 for 4);"
+	for name, hide := range map[string]string{
+		"altered": hideSecret + "UPDATE backing_keys SET ekt = overlay(ekt placing decode('00000002', 'hex') from 2 for 4)",
+		"removed": "DELETE FROM access_keys; DELETE FROM backing_keys WHERE number = 0",
+	} {
+		run(hide)
+		var tampered *store.ErrTampered
+		if err := m.Retire(t.Context(), 1, 0); !errors.As(err, &tampered) || !strings.Contains(err.Error(), "backing_keys") {
+			t.Errorf("%s: retired what is in use: %v", name, err)
+		}
+		run("DELETE FROM backing_keys; INSERT INTO backing_keys TABLE kept_backing_keys; DELETE FROM access_keys; INSERT INTO access_keys TABLE kept_access_keys")
+	}
+	if err := m.Retire(t.Context(), 1, 0); !errors.Is(err, ErrNotYet) {
+		t.Errorf("retired what is in use: %v", err)
+	}
+	if all, err := member.Generations(t.Context()); err != nil || len(all) != 2 || !all[0].Whole {
+		t.Errorf("%+v, %v", all, err)
 	}
 }
 

@@ -163,8 +163,9 @@ func (s *Service) moveKeys(ctx context.Context, from []uint32, to uint32) error 
 	})
 }
 
-// moveKey wraps all material of a key under a generation, in one change. A
-// request that uses it meanwhile has the old EKT, which goes on to work.
+// moveKey wraps all material of a key under a generation, in one change, but for
+// what no member can open, which is told. A request that uses the key meanwhile
+// has the old EKT, which goes on to work.
 func (s *Service) moveKey(ctx context.Context, ref store.KeyRef, to uint32) (moved int, err error) {
 	k, set, err := s.db.KeyWithSet(ctx, ref.Account, ref.Region, ref.ID)
 	if err != nil {
@@ -174,22 +175,9 @@ func (s *Service) moveKey(ctx context.Context, ref store.KeyRef, to uint32) (mov
 	if err != nil {
 		return 0, err
 	}
-	var written []store.BackingKey
-	for _, b := range all {
-		if len(b.EKT) == 0 || hsm.EKT(b.EKT).Generation() == to {
-			continue
-		}
-		b.EKT, err = s.domain.Rewrap(ctx, b.EKT, to)
-		if errors.Is(err, hsm.ErrLocked) {
-			continue // made before the deployment had a trusted generation
-		}
-		if err != nil {
-			return 0, err
-		}
-		written = append(written, b)
-	}
-	if len(written) == 0 {
-		return 0, nil
+	written, unopened, err := s.rewrapAll(ctx, all, to)
+	if err != nil || len(written) == 0 {
+		return 0, errors.Join(err, unopened)
 	}
 	change := s.db.NewChange()
 	if err := change.ChangeMaterial(ctx, k, set, written...); err != nil {
@@ -211,7 +199,28 @@ func (s *Service) moveKey(ctx context.Context, ref store.KeyRef, to uint32) (mov
 	if err := s.cache.advance(ctx, seq); err != nil {
 		s.log.Warn("following own change", "error", err)
 	}
-	return len(written), nil
+	return len(written), unopened
+}
+
+// rewrapAll returns those of all that change. unopened says which no member can
+// open: the others are not to wait for the generation of those to come back.
+func (s *Service) rewrapAll(ctx context.Context, all []store.BackingKey, to uint32) (written []store.BackingKey, unopened, err error) {
+	for _, b := range all {
+		if len(b.EKT) == 0 || hsm.EKT(b.EKT).Generation() == to {
+			continue
+		}
+		b.EKT, err = s.domain.Rewrap(ctx, b.EKT, to)
+		switch {
+		case errors.Is(err, hsm.ErrLocked): // made before the deployment had a trusted generation
+		case errors.Is(err, hsm.ErrInvalidEKT), errors.Is(err, hsm.ErrNoGeneration):
+			unopened = errors.Join(unopened, fmt.Errorf("its material %x: %w", b.ID, err))
+		case err != nil:
+			return nil, nil, err
+		default:
+			written = append(written, b)
+		}
+	}
+	return written, unopened, nil
 }
 
 func (s *Service) moveAccessKeys(ctx context.Context, from []uint32, to uint32) error {

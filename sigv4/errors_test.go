@@ -57,7 +57,7 @@ func TestErrors(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := signed(t)
 			c.change(r)
-			_, err := verifier().Verify(r, []byte(body))
+			_, err := verifier().verify(r, []byte(body))
 			wantError(t, err, c.code, c.text)
 		})
 	}
@@ -86,7 +86,7 @@ func TestSkew(t *testing.T) {
 			"Signature not yet current: 20260102T000601Z is still later than 20260102T000600Z (20260102T000100Z + 5 min.)"},
 	} {
 		r := sign(t, unsigned(t, body), body, now.Add(c.offset))
-		_, err := verifier().Verify(r, []byte(body))
+		_, err := verifier().verify(r, []byte(body))
 		if c.text == "" && err != nil {
 			t.Errorf("%v: %v", c.offset, err)
 		}
@@ -105,14 +105,14 @@ func TestNoKeyOpensNothing(t *testing.T) {
 	sum := signature(&canonical, noKey, now.Format(basicFormat), "20260102/"+region+"/kms/aws4_request")
 	r.Header.Set("Authorization", "AWS4-HMAC-SHA256 Credential=AKIAUNKNOWN/20260102/"+region+
 		"/kms/aws4_request, SignedHeaders="+names+", Signature="+hex.EncodeToString(sum))
-	_, err := verifier().Verify(r, []byte(body))
+	_, err := verifier().verify(r, []byte(body))
 	wantError(t, err, "UnrecognizedClientException", "")
 	for _, empty := range []*Key{nil, {}} {
 		v := New(Config{
 			Regions: []string{region}, Now: func() time.Time { return now },
 			SigningKey: func(context.Context, string, string, string) (*Key, error) { return empty, nil },
 		})
-		_, err = v.Verify(r, []byte(body))
+		_, err = v.verify(r, []byte(body))
 		wantError(t, err, "UnrecognizedClientException", "")
 	}
 }
@@ -123,7 +123,7 @@ func TestSigningKeyFailureIsNotTheCallersFault(t *testing.T) {
 		Regions: []string{region}, Now: func() time.Time { return now },
 		SigningKey: func(context.Context, string, string, string) (*Key, error) { return nil, down },
 	})
-	if _, err := v.Verify(signed(t), []byte(body)); !errors.Is(err, down) {
+	if _, err := v.verify(signed(t), []byte(body)); !errors.Is(err, down) {
 		t.Errorf("err = %v, want %v", err, down)
 	}
 }

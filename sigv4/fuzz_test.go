@@ -31,7 +31,7 @@ func FuzzVerify(f *testing.F) {
 				"Content-Type": {"application/x-amz-json-1.1"},
 			},
 		}
-		identity, err := v.Verify(r, []byte(payload))
+		identity, err := v.verify(r, []byte(payload))
 		if err == nil {
 			same := payload == body && identity.AccessKeyID == accessKeyID && len(appendQuery(nil, query)) == 0 &&
 				strings.Join(strings.Fields(target), " ") == "TrentService.DescribeKey"
@@ -67,7 +67,7 @@ func BenchmarkVerify(b *testing.B) {
 	v.config.SigningKey = cachedKey(key)
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := v.Verify(r, payload); err != nil {
+		if _, err := v.verify(r, payload); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -78,7 +78,7 @@ func BenchmarkVerifyUnknownKey(b *testing.B) {
 	edit(r, accessKeyID, "AKIAUNKNOWN")
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := v.Verify(r, payload); err == nil {
+		if _, err := v.verify(r, payload); err == nil {
 			b.Fatal("accepted")
 		}
 	}

@@ -68,35 +68,47 @@ func New(c Config) *Verifier {
 	}}}
 }
 
-// Verify checks the signature of r, whose whole body is body. The body's hash
-// is always computed, never taken from a header. r.Body is not read.
-func (v *Verifier) Verify(r *http.Request, body []byte) (Identity, error) {
-	a, err := parseAuthorization(r)
-	if err != nil {
-		return Identity{}, err
+// Claim is who a request says has signed it, and when. Nothing proves it yet.
+type Claim struct {
+	authorization
+	names    []string // of the signed headers
+	signedAt time.Time
+	dateText string // of signedAt, as it was signed
+}
+
+// Check refuses r for what its headers alone show, so that its body need not be
+// read. r.Body is not touched.
+func (v *Verifier) Check(r *http.Request) (c Claim, err error) {
+	if c.authorization, err = parseAuthorization(r); err != nil {
+		return Claim{}, err
 	}
-	signedAt, dateText, err := signingTime(r.Header)
-	if err != nil {
-		return Identity{}, err
+	if c.signedAt, c.dateText, err = signingTime(r.Header); err != nil {
+		return Claim{}, err
 	}
-	if err := v.checkScope(a, dateText); err != nil {
-		return Identity{}, err
+	if err := v.checkScope(c.authorization, c.dateText); err != nil {
+		return Claim{}, err
 	}
-	names, err := a.headerNames(r.Header)
-	if err != nil {
-		return Identity{}, err
+	if c.names, err = c.headerNames(r.Header); err != nil {
+		return Claim{}, err
 	}
-	if err := checkSkew(signedAt, v.config.Now().UTC(), v.config.Skew); err != nil {
-		return Identity{}, err
+	if err := checkSkew(c.signedAt, v.config.Now().UTC(), v.config.Skew); err != nil {
+		return Claim{}, err
 	}
 	// There are no temporary credentials, so no session token is a good one.
 	if len(r.Header["X-Amz-Security-Token"]) > 0 {
-		return Identity{}, unrecognized()
+		return Claim{}, unrecognized()
 	}
-	if err := v.checkSignature(r, body, a, names, dateText); err != nil {
+	return c, nil
+}
+
+// Verify checks the signature of r, of which Check has made c, and whose whole
+// body is body. The body's hash is always computed, never taken from a header.
+// r.Body is not read.
+func (v *Verifier) Verify(r *http.Request, c Claim, body []byte) (Identity, error) {
+	if err := v.checkSignature(r, c, body); err != nil {
 		return Identity{}, err
 	}
-	return Identity{AccessKeyID: a.accessKeyID, Region: a.region, SignedAt: signedAt}, nil
+	return Identity{AccessKeyID: c.accessKeyID, Region: c.region, SignedAt: c.signedAt}, nil
 }
 
 // checkScope holds the credential scope against the date and the Config.
@@ -155,11 +167,11 @@ func validName(name string) bool {
 	return name != ""
 }
 
-func (v *Verifier) checkSignature(r *http.Request, body []byte, a authorization, names []string, dateText string) error {
-	key, err := v.config.SigningKey(r.Context(), a.accessKeyID, a.date, a.region)
+func (v *Verifier) checkSignature(r *http.Request, c Claim, body []byte) error {
+	key, err := v.config.SigningKey(r.Context(), c.accessKeyID, c.date, c.region)
 	unknown := errors.Is(err, ErrUnknownAccessKey) || (err == nil && key.empty())
 	if err != nil && !unknown {
-		return fmt.Errorf("finding the signing key of %q: %w", clip(a.accessKeyID), err)
+		return fmt.Errorf("finding the signing key of %q: %w", clip(c.accessKeyID), err)
 	}
 	if unknown {
 		key = noKey
@@ -167,15 +179,15 @@ func (v *Verifier) checkSignature(r *http.Request, body []byte, a authorization,
 	buffer := v.scratch.Get().(*[]byte)
 	defer v.release(buffer)
 	complete := false
-	if *buffer, complete = appendCanonicalRequest((*buffer)[:0], r, names, a.signedHeaders, body); complete {
+	if *buffer, complete = appendCanonicalRequest((*buffer)[:0], r, c.names, c.signedHeaders, body); complete {
 		complete = declaredHashMatches(r.Header, (*buffer)[len(*buffer)-64:])
 	}
-	want := signature(buffer, key, dateText, a.scope)
-	good := hmac.Equal(want, a.signature[:])
+	want := signature(buffer, key, c.dateText, c.scope)
+	good := hmac.Equal(want, c.signature[:])
 	switch {
 	case unknown:
 		return unrecognized()
-	case !good || !a.wellFormed || !complete:
+	case !good || !c.wellFormed || !complete:
 		return mismatch()
 	}
 	return nil

@@ -69,6 +69,15 @@ func sign(t testing.TB, r *http.Request, payload string, at time.Time) *http.Req
 	return r
 }
 
+// verify is all that a server does with a request.
+func (v *Verifier) verify(r *http.Request, body []byte) (Identity, error) {
+	claim, err := v.Check(r)
+	if err != nil {
+		return Identity{}, err
+	}
+	return v.Verify(r, claim, body)
+}
+
 func signed(t testing.TB) *http.Request { return sign(t, unsigned(t, body), body, now) }
 
 // wantError checks the AWS code, and that the message contains text.
@@ -81,7 +90,7 @@ func wantError(t *testing.T, err error, code, text string) {
 }
 
 func TestVerify(t *testing.T) {
-	got, err := verifier().Verify(signed(t), []byte(body))
+	got, err := verifier().verify(signed(t), []byte(body))
 	if want := (Identity{accessKeyID, region, now}); err != nil || got != want {
 		t.Errorf("Verify = %+v, %v, want %+v", got, err, want)
 	}
@@ -92,7 +101,7 @@ func TestVerifyOverHTTP(t *testing.T) {
 	v := verifier()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		payload, _ := io.ReadAll(r.Body)
-		if _, err := v.Verify(r, payload); err != nil {
+		if _, err := v.verify(r, payload); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 		}
 	}))
@@ -129,7 +138,7 @@ func TestVerifyDateHeader(t *testing.T) {
 	r := unsigned(t, body)
 	r.Header.Set("Date", now.Format(http.TimeFormat))
 	signManually(t, r, "date;host", now)
-	if _, err := verifier().Verify(r, []byte(body)); err != nil {
+	if _, err := verifier().verify(r, []byte(body)); err != nil {
 		t.Error(err)
 	}
 }
@@ -155,7 +164,7 @@ func TestVerifyMinimalHeaders(t *testing.T) {
 	r := unsigned(t, body)
 	r.Header.Set("X-Amz-Date", now.Format(basicFormat))
 	signManually(t, r, "content-type;host;x-amz-date", now)
-	if _, err := verifier().Verify(r, []byte(body)); err != nil {
+	if _, err := verifier().verify(r, []byte(body)); err != nil {
 		t.Error(err)
 	}
 }
@@ -165,7 +174,7 @@ func TestVerifyTransferEncoding(t *testing.T) {
 	r.Header.Set("X-Amz-Date", now.Format(basicFormat))
 	r.TransferEncoding = []string{"chunked"}
 	signManually(t, r, "host;transfer-encoding;x-amz-date", now)
-	if _, err := verifier().Verify(r, []byte(body)); err != nil {
+	if _, err := verifier().verify(r, []byte(body)); err != nil {
 		t.Error(err)
 	}
 }
@@ -192,11 +201,11 @@ func TestVerifyRefusesChanges(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := signed(t)
 			change(r)
-			_, err := verifier().Verify(r, []byte(body))
+			_, err := verifier().verify(r, []byte(body))
 			wantError(t, err, "InvalidSignatureException", "The request signature we calculated does not match")
 		})
 	}
-	_, err := verifier().Verify(signed(t), []byte(body+" "))
+	_, err := verifier().verify(signed(t), []byte(body+" "))
 	wantError(t, err, "InvalidSignatureException", "The request signature we calculated does not match")
 }
 

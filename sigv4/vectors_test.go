@@ -66,7 +66,7 @@ func TestPublishedVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := v.Verify(r, body); err != nil {
+			if _, err := v.verify(r, body); err != nil {
 				t.Error(err)
 			}
 		})

@@ -1,9 +1,12 @@
 package softhsmtest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -87,6 +90,35 @@ func TestSignatureFaults(t *testing.T) {
 			}
 			d.wantNoRecord(t, a.requestID)
 		})
+	}
+}
+
+// TestBodyOfAStranger: a request that its headers alone give away is answered
+// before any of its body is there.
+func TestBodyOfAStranger(t *testing.T) {
+	d := shared(t)
+	for code, r := range map[string]request{
+		"MissingAuthenticationTokenException": {after: func(r *http.Request) { r.Header.Del("Authorization") }},
+		"IncompleteSignatureException":        {after: func(r *http.Request) { r.Header.Set("Authorization", "Bearer abc") }},
+		"InvalidSignatureException":           {late: 6 * time.Minute},
+		"UnrecognizedClientException":         {before: func(r *http.Request) { r.Header.Set("X-Amz-Security-Token", "abc") }},
+	} {
+		r.operation = "ListKeys"
+		signed := d.signed(t, r)
+		var head bytes.Buffer
+		fmt.Fprintf(&head, "POST / HTTP/1.1\r\nHost: %s\r\nContent-Length: 1000000\r\n", signed.URL.Host)
+		must(0, signed.Header.Write(&head))(t)
+		conn := must(net.Dial("tcp", signed.URL.Host))(t)
+		defer conn.Close() //nolint:errcheck // nothing is lost
+		must(0, conn.SetDeadline(time.Now().Add(10*time.Second)))(t)
+		must(conn.Write(append(head.Bytes(), "\r\n"...)))(t)
+		answer, err := http.ReadResponse(bufio.NewReader(conn), signed)
+		if err != nil {
+			t.Errorf("%s: %v", code, err)
+			continue
+		}
+		defer answer.Body.Close() //nolint:errcheck // nothing is lost
+		parseAnswer(answer, must(io.ReadAll(answer.Body))(t)).want(t, 400, code)
 	}
 }
 

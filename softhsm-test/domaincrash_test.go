@@ -1,6 +1,8 @@
 package softhsmtest
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -144,4 +146,48 @@ func (d *deployment) restore(t *testing.T) *deployment {
 		}
 	}
 	return r
+}
+
+// TestTrustedKeysOfTheNext: the security officer makes the keys of what is the
+// next generation when he has the lock, though it was another one before.
+func TestTrustedKeysOfTheNext(t *testing.T) {
+	d := newDeployment(t, "")
+	d.extra = append(d.extra, "TRENT_SO_PIN="+officerPIN)
+	tables := []string{"deployment", "domain_generations"}
+	keep := func(as string) {
+		for _, table := range tables {
+			must(d.pool.Exec(t.Context(), fmt.Sprintf("CREATE TABLE %s_%s AS TABLE %s", as, table, table)))(t)
+		}
+	}
+	back := func(to string) {
+		for _, table := range tables {
+			must(d.pool.Exec(t.Context(), fmt.Sprintf("DELETE FROM %s; INSERT INTO %s TABLE %s_%s", table, table, to, table)))(t)
+		}
+	}
+	rotate := []string{"domain", "rotate", "--no-wait", "--profile", "trusted"}
+	d.mustDomain(t, rotate[1:]...)
+	keep("pending")
+	d.mustDomain(t, "retire", "--generation", "2")
+	keep("discarded")
+
+	back("pending")
+	lock := must(d.pool.Acquire(t.Context()))(t)
+	defer lock.Release()
+	must(lock.Exec(t.Context(), "SELECT pg_advisory_lock($1, hashtext('domain'))", 0x74726964))(t)
+	var out bytes.Buffer
+	cmd := d.command(t, rotate...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	must(0, cmd.Start())(t)
+	for waits, end := false, time.Now().Add(10*time.Second); !waits && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		must(0, d.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND query LIKE 'SELECT pg_try_advisory_lock%')`).Scan(&waits))(t)
+	}
+	back("discarded")
+	must(lock.Exec(t.Context(), "SELECT pg_advisory_unlock_all()"))(t)
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	if all := d.generations(t); all[2].State != "destroyed" || all[2].OnToken != "" || all[3].State != "created" || !strings.HasPrefix(all[3].OnToken, "whole") {
+		t.Errorf("%+v", all)
+	}
 }

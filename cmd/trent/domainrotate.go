@@ -83,14 +83,11 @@ func whatFollows(profile hsm.Profile) string {
 // security officer make trusted keys. He and the user cannot be logged in at
 // the same time, so the token is opened, closed, and opened again by Run.
 func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bool, profile hsm.Profile, err error) {
-	var next int64
-	var id hsm.DomainID
 	err = cfg.on(ctx, func(d *domainSession) error {
 		_, all, err := d.DB.DomainGenerations(ctx)
 		if err != nil {
 			return err //nolint:wrapcheck // says it all
 		}
-		id = d.deployment.ID
 		pending := all[len(all)-1].State == store.GenerationCreated
 		due = true
 		for _, g := range all {
@@ -106,7 +103,7 @@ func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bo
 			}
 		}
 		if due {
-			next, err = d.Next(ctx, profile)
+			_, err = d.Next(ctx, profile)
 		}
 		return err //nolint:wrapcheck // says it all
 	})
@@ -118,19 +115,30 @@ func (c *domainRotateCmd) prepare(ctx context.Context, cfg domainConfig) (due bo
 		return due, profile, err
 	}
 	defer clear(pin)
-	return due, profile, cfg.makeTrustedKeys(ctx, hsm.NewPIN(pin), id, uint32(next)) // #nosec G115 -- counts up from 1
+	return due, profile, cfg.makeTrustedKeys(ctx, hsm.NewPIN(pin))
 }
 
-// makeTrustedKeys has the security officer make a generation's domain keys,
-// while no other process does.
-func (c domainConfig) makeTrustedKeys(ctx context.Context, pin hsm.PIN, id hsm.DomainID, number uint32) error {
+// makeTrustedKeys has the security officer make the next generation's domain
+// keys, while no other process makes or destroys any: which is the next may
+// have changed since it was asked for first.
+func (c domainConfig) makeTrustedKeys(ctx context.Context, pin hsm.PIN) error {
 	db, err := openDatabase(ctx, c.store)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
 	return db.WithDomainLock(ctx, func(ctx context.Context) error { //nolint:wrapcheck // says it all
-		return hsm.MakeTrustedKeys(ctx, c.hsm, pin, id, number)
+		var next int64
+		var id hsm.DomainID
+		err := c.on(ctx, func(d *domainSession) (err error) {
+			id = d.deployment.ID
+			next, err = d.Next(ctx, hsm.Trusted)
+			return err //nolint:wrapcheck // says it all
+		})
+		if err != nil {
+			return err
+		}
+		return hsm.MakeTrustedKeys(ctx, c.hsm, pin, id, uint32(next)) // #nosec G115 -- counts up from 1
 	})
 }
 
