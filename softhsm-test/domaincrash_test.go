@@ -56,13 +56,11 @@ func TestCrashInDomainRotation(t *testing.T) {
 	d.stopAll()
 	d.killedDomain(t, "generation.activated", "activate", "--generation", "3")
 	d.mustDomain(t, "activate", "--generation", "3")
-	for range 3 { // each time behind another row
-		s := d.launch(t, "TRENT_FAILPOINT=reseal.row")
-		select {
-		case <-s.exited:
-		case <-time.After(20 * time.Second):
-			t.Fatal("the server outlived reseal.row")
-		}
+	s := d.launch(t, "TRENT_FAILPOINT=reseal.row")
+	select {
+	case <-s.exited:
+	case <-time.After(time.Minute): // whose turn the job is may take a while to be known
+		t.Fatal("the server outlived reseal.row")
 	}
 	d.serve(t)
 	c = d.client(t)
