@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/aws/smithy-go"
@@ -105,7 +106,7 @@ func tlsDetails(r *http.Request) *audit.TLSDetails {
 		return nil
 	}
 	return &audit.TLSDetails{
-		TLSVersion:               tls.VersionName(r.TLS.Version),
+		TLSVersion:               strings.Replace(tls.VersionName(r.TLS.Version), " ", "v", 1), // TLSv1.3
 		CipherSuite:              tls.CipherSuiteName(r.TLS.CipherSuite),
 		ClientProvidedHostHeader: r.Host,
 		KeyExchange:              r.TLS.CurveID.String(),

@@ -23,6 +23,9 @@ func (s *Service) CreateAlias(ctx context.Context, call *Call, in *awskms.Create
 		if err := checkAliasName(name); err != nil {
 			return err
 		}
+		if strings.Contains(name, ":") {
+			return &types.InvalidAliasNameException{Message: aws.String("An alias name may not contain a colon.")}
+		}
 		now := s.now().UTC()
 		change := s.db.NewChange()
 		change.RequireKey(k.Key)
@@ -111,9 +114,6 @@ func checkAliasName(name string) error {
 	if strings.HasPrefix(name, "alias/aws/") {
 		return unmodelled("NotAuthorizedException", "Aliases that begin with alias/aws/ are reserved.")
 	}
-	if strings.Contains(name, ":") {
-		return &types.InvalidAliasNameException{Message: aws.String("An alias name may not contain a colon.")}
-	}
 	return nil
 }
 
@@ -139,7 +139,8 @@ func (s *Service) ListAliases(ctx context.Context, call *Call, in *awskms.ListAl
 		}
 		keyID = k.ID
 	}
-	after, err := parseMarker(in.Marker)
+	list := listOf(call, keyID)
+	after, err := list.after(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +152,7 @@ func (s *Service) ListAliases(ctx context.Context, call *Call, in *awskms.ListAl
 	if err != nil {
 		return nil, err
 	}
-	aliases, next := page(aliases, limit, func(a store.Alias) string { return a.Name })
+	aliases, next := page(list, aliases, limit, func(a store.Alias) string { return a.Name })
 	out := &awskms.ListAliasesOutput{Aliases: []types.AliasListEntry{}, Truncated: next != nil, NextMarker: next}
 	for _, a := range aliases {
 		out.Aliases = append(out.Aliases, types.AliasListEntry{

@@ -113,7 +113,6 @@ func (s *Service) RevokeGrant(ctx context.Context, call *Call, in *awskms.Revoke
 		if err != nil {
 			return err
 		}
-		call.answeredKey(k.arn)
 		return s.endGrant(ctx, call, k, grant, in.DryRun)
 	})
 	return &awskms.RevokeGrantOutput{}, err
@@ -139,6 +138,7 @@ func (s *Service) endGrant(ctx context.Context, call *Call, k *key, grant store.
 	if err := change.DeleteGrant(ctx, k.Key, grant); err != nil {
 		return err
 	}
+	call.answeredKey(k.arn)
 	return s.commit(ctx, call, change)
 }
 

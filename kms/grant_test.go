@@ -242,7 +242,7 @@ func TestFilteredPages(t *testing.T) {
 			var seen []string
 			var marker *string
 			for pages := 0; ; pages++ {
-				after, err := parseMarker(marker)
+				after, err := filter.list.after(marker)
 				if err != nil || pages > 20 {
 					t.Fatalf("page %d: %v", pages, err)
 				}

@@ -21,6 +21,7 @@ const defaultGrants, maxGrants = 50, 100
 
 // grantFilter says which grants are listed.
 type grantFilter struct {
+	list    list   // what its markers are good for
 	grantee string // "" for all
 
 	// batch and most are how many grants are read at a time, and for one page:
@@ -43,12 +44,10 @@ func (s *Service) listGrants(ctx context.Context, call *Call, in *awskms.ListGra
 	if err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
+	of := listOf(call, k.ID)
+	after, err := of.after(in.Marker)
 	if err != nil {
 		return nil, err
-	}
-	if after != "" && !grantIDPattern.MatchString(after) {
-		return nil, invalidMarker()
 	}
 	limit, err := pageSize(in.Limit, defaultGrants, maxGrants)
 	if err != nil {
@@ -61,7 +60,7 @@ func (s *Service) listGrants(ctx context.Context, call *Call, in *awskms.ListGra
 	var found []store.Grant
 	var next *string
 	if in.GrantId == nil {
-		found, next, err = s.grantsOf(ctx, k, grantFilter{grantee, 500, 2000}, after, limit)
+		found, next, err = s.grantsOf(ctx, k, grantFilter{of, grantee, 500, 2000}, after, limit)
 	} else {
 		found, err = s.oneGrant(ctx, k, grantee, *in.GrantId)
 	}
@@ -91,7 +90,7 @@ func (s *Service) oneGrant(ctx context.Context, k *key, grantee, id string) ([]s
 func (s *Service) grantsOf(ctx context.Context, k *key, filter grantFilter, after string, limit int) (found []store.Grant, next *string, err error) {
 	if filter.grantee == "" {
 		found, err = s.db.ListGrants(ctx, k.Key, after, limit+1)
-		found, next = page(found, limit, grantName)
+		found, next = page(filter.list, found, limit, grantName)
 		return found, next, err
 	}
 	for read := 0; ; read += filter.batch {
@@ -106,12 +105,11 @@ func (s *Service) grantsOf(ctx context.Context, k *key, filter grantFilter, afte
 		}
 		switch {
 		case len(found) > limit || len(batch) < filter.batch:
-			found, next = page(found, limit, grantName)
+			found, next = page(filter.list, found, limit, grantName)
 			return found, next, nil
 		case read+filter.batch >= filter.most:
 			// The marker of what was read last, shown or not.
-			_, next = page([]store.Grant{batch[filter.batch-1], {}}, 1, grantName)
-			return found, next, nil
+			return found, filter.list.marker(batch[filter.batch-1].ID), nil
 		}
 		after = batch[filter.batch-1].ID
 	}
@@ -141,7 +139,8 @@ func (s *Service) listRetirableGrants(ctx context.Context, call *Call, in *awskm
 	if retiring == "" {
 		return nil, validation("Specify either a RetiringPrincipal or a RetiringServicePrincipal.")
 	}
-	marker, err := parseMarker(in.Marker)
+	of := listOf(call, retiring)
+	marker, err := of.after(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +156,7 @@ func (s *Service) listRetirableGrants(ctx context.Context, call *Call, in *awskm
 	if err != nil {
 		return nil, err
 	}
-	found, next := page(found, limit, func(g store.Grant) string { return g.KeyID + "/" + g.ID })
+	found, next := page(of, found, limit, func(g store.Grant) string { return g.KeyID + "/" + g.ID })
 	list, err := s.grantEntries(found)
 	return &awskms.ListRetirableGrantsOutput{Grants: list, Truncated: next != nil, NextMarker: next}, err
 }

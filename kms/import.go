@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 	"github.com/google/uuid"
 
+	"github.com/trent-kms/trent/awsjson"
 	"github.com/trent-kms/trent/store"
 )
 
@@ -36,11 +37,10 @@ func (s *Service) ImportKeyMaterial(ctx context.Context, call *Call, in *awskms.
 			return err
 		}
 		out.KeyId = aws.String(k.arn)
-		call.response = stringMember("keyId", k.arn)
 		if k.Spec == string(types.KeySpecSymmetricDefault) {
 			out.KeyMaterialId = aws.String(material.MaterialID)
-			call.response = fmt.Appendf(nil, `{"keyId":%q,"keyMaterialId":%q}`, k.arn, material.MaterialID)
 		}
+		call.response = awsjson.AppendMembers(nil, out, []string{"KeyId", "KeyMaterialId"})
 		return s.commit(ctx, call, change)
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 
+	"github.com/trent-kms/trent/awsjson"
 	"github.com/trent-kms/trent/store"
 )
 
@@ -40,12 +41,12 @@ func (s *Service) DeleteImportedKeyMaterial(ctx context.Context, call *Call, in 
 		if i < 0 && in.KeyMaterialId != nil {
 			return notFound("Key material %s of key '%s' does not exist", *in.KeyMaterialId, k.arn)
 		}
-		call.answeredKey(k.arn)
+		if i >= 0 && k.Spec == string(types.KeySpecSymmetricDefault) {
+			out.KeyMaterialId = aws.String(all[i].MaterialID)
+		}
+		call.response = awsjson.AppendMembers(nil, out, []string{"KeyId", "KeyMaterialId"})
 		if i < 0 {
 			return nil // nothing has been imported: no effect
-		}
-		if k.Spec == string(types.KeySpecSymmetricDefault) {
-			out.KeyMaterialId = aws.String(all[i].MaterialID)
 		}
 		if (!all[i].Pending || k.Replica()) && len(all[i].EKT) == 0 {
 			return nil

@@ -3,15 +3,12 @@ package kms
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
@@ -251,7 +248,8 @@ func (s *Service) ListKeys(ctx context.Context, call *Call, in *awskms.ListKeysI
 	if err := s.authorize(call, "kms:ListKeys"); err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
+	list := listOf(call, "")
+	after, err := list.after(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -263,53 +261,11 @@ func (s *Service) ListKeys(ctx context.Context, call *Call, in *awskms.ListKeysI
 	if err != nil {
 		return nil, err
 	}
-	ids, next := page(ids, limit, func(id string) string { return id })
+	ids, next := page(list, ids, limit, func(id string) string { return id })
 	out := &awskms.ListKeysOutput{Keys: []types.KeyListEntry{}, Truncated: next != nil, NextMarker: next}
 	for _, id := range ids {
 		arn := s.keyARN(call.Principal.Account, call.Region, id)
 		out.Keys = append(out.Keys, types.KeyListEntry{KeyId: aws.String(id), KeyArn: aws.String(arn)})
 	}
 	return out, nil
-}
-
-// Markers are "1:" and the last item shown, in URL-safe base64.
-const markerVersion = "1:"
-
-func parseMarker(marker *string) (after string, err error) {
-	if marker == nil {
-		return "", nil
-	}
-	text, err := base64.RawURLEncoding.DecodeString(*marker)
-	after, found := strings.CutPrefix(string(text), markerVersion)
-	if err != nil || !found || after == "" || !utf8.ValidString(after) || strings.ContainsRune(after, 0) {
-		return "", invalidMarker()
-	}
-	return after, nil
-}
-
-func invalidMarker() error {
-	return &types.InvalidMarkerException{Message: aws.String("The marker is not one that an earlier page returned.")}
-}
-
-// pageSize is the Limit of a list operation. The service model's bound is the
-// same for all; most takes less.
-func pageSize(limit *int32, byDefault, most int) (int, error) {
-	switch {
-	case limit == nil:
-		return byDefault, nil
-	case int(*limit) > most:
-		return 0, validation("1 validation error detected: Value '%d' at 'limit' failed to satisfy constraint: Member must have value less than or equal to %d", *limit, most)
-	}
-	return int(*limit), nil
-}
-
-// page cuts one item more than limit off and makes the marker of the next
-// page, nil on the last one.
-func page[T any](items []T, limit int, name func(T) string) ([]T, *string) {
-	if len(items) <= limit {
-		return items, nil
-	}
-	items = slices.Clip(items[:limit])
-	next := base64.RawURLEncoding.EncodeToString([]byte(markerVersion + name(items[limit-1])))
-	return items, &next
 }

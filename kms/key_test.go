@@ -42,6 +42,7 @@ func TestMergeTags(t *testing.T) {
 }
 
 func TestPages(t *testing.T) {
+	l := listOf(&Call{Operation: "ListThings"}, "a")
 	items := strings.Split("a b c d e", " ")
 	var seen []string
 	var marker *string
@@ -49,7 +50,7 @@ func TestPages(t *testing.T) {
 		if pages > 3 {
 			t.Fatal("the pages do not end")
 		}
-		after, err := parseMarker(marker)
+		after, err := l.after(marker)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +59,7 @@ func TestPages(t *testing.T) {
 			i++
 		}
 		var shown []string
-		shown, marker = page(items[i:], 2, func(s string) string { return s })
+		shown, marker = page(l, items[i:], 2, func(s string) string { return s })
 		seen = append(seen, shown...)
 		if marker == nil {
 			break
@@ -67,9 +68,10 @@ func TestPages(t *testing.T) {
 	if !slices.Equal(seen, items) {
 		t.Errorf("pages show %v, want %v", seen, items)
 	}
-	for _, bad := range []string{"x", "!", base64.RawURLEncoding.EncodeToString([]byte("2:a")), base64.RawURLEncoding.EncodeToString([]byte("1:")), base64.RawURLEncoding.EncodeToString([]byte("1:\x00"))} {
-		if _, err := parseMarker(&bad); err == nil {
-			t.Errorf("parseMarker(%q) succeeded", bad)
+	of := func(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
+	for _, bad := range []string{"x", "!", of("1:a"), of("2:ListThings:b:a"), of("2:ListThings:a:"), of("2:ListThings:a:\x00"), of("2:ListThings:a:\xff")} {
+		if _, err := l.after(&bad); err == nil {
+			t.Errorf("marker %q was taken", bad)
 		}
 	}
 }

@@ -19,7 +19,7 @@ func TestRotateKeyOnDemand(t *testing.T) {
 	enableRotation(t, f, s, id, 365)
 	rotate := func(s *Service) error {
 		out, err := do(f, s, "RotateKeyOnDemand", (*Service).RotateKeyOnDemand, &awskms.RotateKeyOnDemandInput{KeyId: &id})
-		if err == nil && *out.KeyId != id {
+		if err == nil && *out.KeyId != s.keyARN(testAccount, testRegion, id) {
 			t.Errorf("answer %+v", out)
 		}
 		return err

@@ -147,15 +147,10 @@ func (s *Service) ListKeyPolicies(ctx context.Context, call *Call, in *awskms.Li
 	if _, err := s.authorizeKey(ctx, call, "kms:ListKeyPolicies", *in.KeyId, keyOnly); err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
-	if err != nil {
-		return nil, err
+	if in.Marker != nil { // there is no second page
+		return nil, invalidMarker()
 	}
-	out := &awskms.ListKeyPoliciesOutput{PolicyNames: []string{}}
-	if after < policyName {
-		out.PolicyNames = append(out.PolicyNames, policyName)
-	}
-	return out, nil
+	return &awskms.ListKeyPoliciesOutput{PolicyNames: []string{policyName}}, nil
 }
 
 // PutKeyPolicy replaces a key's policy.

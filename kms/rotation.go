@@ -76,7 +76,7 @@ func (s *Service) GetKeyRotationStatus(ctx context.Context, call *Call, in *awsk
 	if err != nil {
 		return nil, err
 	}
-	out := &awskms.GetKeyRotationStatusOutput{KeyId: aws.String(k.ID)}
+	out := &awskms.GetKeyRotationStatusOutput{KeyId: aws.String(k.arn)}
 	if primary.RotationPeriodInDays > 0 && !toBeDeleted(k) && !toBeDeleted(primary) {
 		out.KeyRotationEnabled = true
 		out.RotationPeriodInDays = aws.Int32(primary.RotationPeriodInDays)
@@ -109,7 +109,7 @@ func (s *Service) RotateKeyOnDemand(ctx context.Context, call *Call, in *awskms.
 		if err != nil {
 			return err
 		}
-		out.KeyId = aws.String(k.ID)
+		out.KeyId = aws.String(k.arn)
 		call.answeredKey(k.arn)
 		return s.commit(ctx, call, r.change, r.events...)
 	})
@@ -123,7 +123,10 @@ func (s *Service) checkOnDemand(k *key) error {
 	if err := s.checkNotReplica(&k.Key); err != nil {
 		return err
 	}
-	if err := s.checkAutomatic(&k.Key); err != nil && (k.Origin != string(types.OriginTypeExternal) || k.Spec != string(types.KeySpecSymmetricDefault)) {
+	if k.Spec != string(types.KeySpecSymmetricDefault) {
+		return &types.UnsupportedOperationException{} // AWS's has no text
+	}
+	if err := s.checkAutomatic(&k.Key); err != nil && k.Origin != string(types.OriginTypeExternal) {
 		return err
 	}
 	if k.OnDemandRotations >= maxOnDemandRotations {

@@ -226,7 +226,7 @@ func TestEnableKeyRotation(t *testing.T) {
 	f := newFleet(t)
 	s := f.host(t, "a")
 	id := createKey(t, f, s)
-	if out := status(t, f, s, id); out.KeyRotationEnabled || out.NextRotationDate != nil || *out.KeyId != id {
+	if out := status(t, f, s, id); out.KeyRotationEnabled || out.NextRotationDate != nil || *out.KeyId != s.keyARN(testAccount, testRegion, id) {
 		t.Errorf("new key: %+v", out)
 	}
 	want := func(days int32, next time.Time) {

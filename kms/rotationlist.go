@@ -34,7 +34,8 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
+	list := listOf(call, k.ID)
+	after, err := list.after(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -45,7 +46,7 @@ func (s *Service) ListKeyRotations(ctx context.Context, call *Call, in *awskms.L
 	all = slices.DeleteFunc(all, func(b store.BackingKey) bool {
 		return number(b) <= after || b.Rotated == nil && in.IncludeKeyMaterial != types.IncludeKeyMaterialAllKeyMaterial
 	})
-	shown, next := page(all, limit, number)
+	shown, next := page(list, all, limit, number)
 	entries := make([]types.RotationsListEntry, len(shown))
 	for i, b := range shown {
 		entries[i] = k.rotationEntry(b, pending)
@@ -58,7 +59,7 @@ func number(b store.BackingKey) string { return fmt.Sprintf("%010d", b.Number) }
 
 func (k *key) rotationEntry(b store.BackingKey, pending types.KeyMaterialState) types.RotationsListEntry {
 	e := types.RotationsListEntry{
-		KeyId:            aws.String(k.ID),
+		KeyId:            aws.String(k.arn),
 		KeyMaterialId:    aws.String(b.MaterialID),
 		KeyMaterialState: types.KeyMaterialStateNonCurrent,
 		RotationDate:     b.Rotated,

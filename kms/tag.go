@@ -74,7 +74,8 @@ func (s *Service) ListResourceTags(ctx context.Context, call *Call, in *awskms.L
 	if err != nil {
 		return nil, err
 	}
-	after, err := parseMarker(in.Marker)
+	list := listOf(call, k.ID)
+	after, err := list.after(in.Marker)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ func (s *Service) ListResourceTags(ctx context.Context, call *Call, in *awskms.L
 	if found {
 		from++
 	}
-	tags, next := page(k.Tags[from:], limit, func(tag store.Tag) string { return tag.Key })
+	tags, next := page(list, k.Tags[from:], limit, func(tag store.Tag) string { return tag.Key })
 	out := &awskms.ListResourceTagsOutput{Tags: []types.Tag{}, Truncated: next != nil, NextMarker: next}
 	for _, tag := range tags {
 		out.Tags = append(out.Tags, types.Tag{TagKey: aws.String(tag.Key), TagValue: aws.String(tag.Value)})

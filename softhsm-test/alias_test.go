@@ -70,6 +70,7 @@ func TestAliasNamesRefused(t *testing.T) {
 		"alias/aws/mine":                    {"NotAuthorizedException InvalidAliasNameException AccessDeniedException ValidationException", ""},
 		"alias/":                            {"ValidationException InvalidAliasNameException", ""},
 		"alias/has space":                   {"ValidationException InvalidAliasNameException", ""},
+		"alias/has:colon":                   {"InvalidAliasNameException", ""},
 		"alias/ümlaut":                      {"ValidationException InvalidAliasNameException", ""},
 		"alias/" + strings.Repeat("x", 251): {"ValidationException", "less than or equal to 256"},
 		"":                                  {"ValidationException", ""},
@@ -79,6 +80,12 @@ func TestAliasNamesRefused(t *testing.T) {
 	if err := createAlias(c, "alias/"+strings.Repeat("y", 250), *key.KeyId); err != nil {
 		t.Error("an alias of 256 letters:", err)
 	}
+	// No other operation's model has InvalidAliasNameException.
+	colon := aws.String("alias/has:colon")
+	_, err := c.UpdateAlias(context.Background(), &kms.UpdateAliasInput{AliasName: colon, TargetKeyId: key.KeyId})
+	wantError[*types.NotFoundException](t, err, *colon+" is not found.")
+	_, err = c.DeleteAlias(context.Background(), &kms.DeleteAliasInput{AliasName: colon})
+	wantError[*types.NotFoundException](t, err, *colon+" is not found.")
 }
 
 func TestAliasTargetsRefused(t *testing.T) {

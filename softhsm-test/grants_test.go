@@ -206,8 +206,8 @@ func TestRevokeGrant(t *testing.T) {
 				t.Errorf("RevokeGrant is recorded with %s and %s", request, response)
 			}
 		case "RetireGrant":
-			if request != "" && request != "null" {
-				t.Errorf("RetireGrant is recorded with %s", request)
+			if request != "null" || response != `{"keyId":"`+*key.Arn+`"}` {
+				t.Errorf("RetireGrant is recorded with %s and %s", request, response)
 			}
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -85,6 +86,11 @@ func TestImportByOpenSSL(t *testing.T) {
 					ExpirationModel:      types.ExpirationModelTypeKeyMaterialDoesNotExpire,
 				}))(t)
 				wantDecrypt(t, c, blob, marker, nil)
+				for _, r := range d.records(t, "record->'resources'->0->>'ARN' = $1 AND record->>'eventName' IN ('ImportKeyMaterial', 'DeleteImportedKeyMaterial')", *key.Arn) {
+					if !strings.Contains(string(r.ResponseElements), *key.Arn) || !strings.Contains(string(r.ResponseElements), *out.KeyMaterialId) {
+						t.Errorf("%s is recorded with %s", r.EventName, r.ResponseElements)
+					}
+				}
 				d.wantNoPlaintext(t, string(material))
 			})
 		}

@@ -117,8 +117,6 @@ func TestKindsPendingImport(t *testing.T) {
 	wantError[*types.KMSInvalidStateException](t, err, *key.Arn+" is pending import.")
 	_, err = c.CreateKey(ctx, &kms.CreateKeyInput{KeySpec: types.KeySpecMlDsa44, KeyUsage: signs, Origin: types.OriginTypeExternal})
 	wantError[*types.UnsupportedOperationException](t, err, "CKM_ML_DSA")
-	_, err = c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: newKey(t, c, types.KeySpecEccNistP256, signs).KeyId})
-	wantError[*types.UnsupportedOperationException](t, err, "")
 	status := must(c.GetKeyRotationStatus(ctx, &kms.GetKeyRotationStatusInput{KeyId: kindOf(t, c, types.KeySpecHmac256, macs).KeyId}))(t)
 	if status.KeyRotationEnabled {
 		t.Error("an HMAC key rotates")

@@ -2,6 +2,8 @@ package softhsmtest
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -95,5 +97,44 @@ func TestListLimits(t *testing.T) {
 			wantError[*types.InvalidMarkerException](t, list.call(nil, aws.String("bogus")), "")
 			wantError[*types.InvalidMarkerException](t, list.call(nil, aws.String("AAAAAAAAAAAAAAAAAAAAAAAAAAAA")), "")
 		})
+	}
+}
+
+// A marker is good for the list that it was made for, and for no other: what
+// there is behind its place in another list would be no page of that one.
+func TestMarkersOfOtherLists(t *testing.T) {
+	d := shared(t)
+	c := d.client(t)
+	ctx := context.Background()
+	key, other := createKey(t, c), createKey(t, c)
+	for _, k := range []*types.KeyMetadata{key, other} {
+		for i := range 2 {
+			must(c.CreateAlias(ctx, &kms.CreateAliasInput{TargetKeyId: k.KeyId, AliasName: aws.String(fmt.Sprintf("alias/page-%s-%d", *k.KeyId, i))}))(t)
+			must(c.TagResource(ctx, &kms.TagResourceInput{KeyId: k.KeyId, Tags: []types.Tag{tag(fmt.Sprint("k", i), "v")}}))(t)
+			must(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: k.KeyId}))(t)
+			must(c.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: k.KeyId, GranteePrincipal: userARN("x"), RetiringPrincipal: userARN("page-" + *k.KeyId), Operations: []types.GrantOperation{"Decrypt"}}))(t)
+		}
+	}
+	type list struct{ operation, members string }
+	var lists []list
+	for _, k := range []*types.KeyMetadata{key, other} {
+		for _, operation := range []string{"ListAliases", "ListResourceTags", "ListKeyRotations", "ListGrants"} {
+			lists = append(lists, list{operation, fmt.Sprintf(`"KeyId":%q,`, *k.KeyId)})
+		}
+		lists = append(lists, list{"ListRetirableGrants", fmt.Sprintf(`"RetiringPrincipal":%q,`, *userARN("page-" + *k.KeyId))})
+	}
+	lists = append(lists, list{"ListKeys", ""}, list{"ListAliases", ""})
+	for _, from := range lists {
+		var page struct{ NextMarker string }
+		a := d.raw(t, request{operation: from.operation, body: []byte(`{` + from.members + `"Limit":1}`)})
+		if err := json.Unmarshal(a.body, &page); err != nil || page.NextMarker == "" {
+			t.Fatalf("%s: %d %s", from.operation, a.status, a.body)
+		}
+		for _, to := range lists {
+			a := d.raw(t, request{operation: to.operation, body: []byte(fmt.Sprintf(`{%s"Limit":1,"Marker":%q}`, to.members, page.NextMarker))})
+			if to == from && a.status != 200 || to != from && a.code != "InvalidMarkerException" {
+				t.Errorf("%s{%s} with a marker of %s{%s}: %d %s", to.operation, to.members, from.operation, from.members, a.status, a.body)
+			}
+		}
 	}
 }

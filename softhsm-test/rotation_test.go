@@ -32,7 +32,7 @@ func TestRotationOnDemand(t *testing.T) {
 	blobs := [][]byte{encrypt(t, c, *key.KeyId, marker, nil)}
 	for range 4 {
 		out := must(c.RotateKeyOnDemand(ctx, &kms.RotateKeyOnDemandInput{KeyId: key.Arn}))(t)
-		if aws.ToString(out.KeyId) != *key.KeyId {
+		if aws.ToString(out.KeyId) != *key.Arn {
 			t.Errorf("answer %q", aws.ToString(out.KeyId))
 		}
 		blobs = append(blobs, encrypt(t, c, *key.KeyId, marker, nil))
@@ -49,7 +49,7 @@ func TestRotationOnDemand(t *testing.T) {
 		if i == 4 {
 			state = types.KeyMaterialStateCurrent
 		}
-		if e.KeyMaterialState != state || *e.KeyId != *key.KeyId || (i > 0 && (e.RotationType != types.RotationTypeOnDemand || e.RotationDate == nil)) {
+		if e.KeyMaterialState != state || *e.KeyId != *key.Arn || (i > 0 && (e.RotationType != types.RotationTypeOnDemand || e.RotationDate == nil)) {
 			t.Errorf("material %d: %+v", i, e)
 		}
 		out := must(c.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blobs[i]}))(t)

@@ -75,8 +75,9 @@ func TestTargets(t *testing.T) {
 	if a := d.raw(t, request{body: []byte("{}")}); a.status != 404 && a.status != 400 || !strings.Contains(string(a.body), "UnknownOperationException") {
 		t.Errorf("no target: %d %s", a.status, a.body)
 	}
-	if a := d.raw(t, request{operation: "ListKeys", method: http.MethodGet}); a.status < 400 || a.status >= 500 {
-		t.Errorf("GET: %d %s", a.status, a.body)
+	for method, path := range map[string]string{http.MethodGet: "/", http.MethodPut: "/", http.MethodPost: "//", http.MethodOptions: "*"} {
+		a := d.raw(t, request{operation: "ListKeys", method: method, before: func(r *http.Request) { r.URL.Path = path }})
+		a.want(t, 404, "UnknownOperationException")
 	}
 }
 

@@ -106,6 +106,8 @@ func newServer(log *slog.Logger, handler http.Handler) *http.Server {
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
+		// OPTIONS * is not net/http's to answer.
+		DisableGeneralOptionsHandler: true,
 		// What strangers send, such as broken handshakes, must not fill the log.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
