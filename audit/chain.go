@@ -131,7 +131,7 @@ func (c *chain) append(ctx context.Context, batch []*entry) (seq int64, err erro
 // again reports whether a refused batch may be sent again as it is. As long as
 // an earlier one may be committed late, a lock that it holds is no conflict.
 func (c *chain) again(err error) bool {
-	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrAuditTaken) ||
+	return errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrAuditHead) ||
 		c.late && errors.Is(err, store.ErrLocked)
 }
 

@@ -170,6 +170,38 @@ func TestLogCutOff(t *testing.T) {
 	}
 }
 
+// TestLostWhileIdle is a failover that loses the newest record while the writer
+// has nothing to write, so that no connection of its own breaks: it must not go
+// on behind the gap, be it with a record or with a change.
+func TestLostWhileIdle(t *testing.T) {
+	for name, change := range map[string]bool{"record": false, "change": true} {
+		t.Run(name, func(t *testing.T) {
+			db := migrated(t, testenv.Postgres(t))
+			w := openWriter(t, db, 0)
+			for range 2 {
+				if _, err := w.Record(t.Context(), sample()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := db.Pool().Exec(t.Context(), "DELETE FROM audit_batches WHERE first_seq = 2"); err != nil {
+				t.Fatal(err)
+			}
+			db.Renew()
+			r := sample()
+			r.EventID = "behind the gap"
+			if err := write(w, db, r, change); !errors.Is(err, ErrChain) {
+				t.Errorf("behind a gap: %v", err)
+			}
+			if n, err := VerifyChain(t.Context(), db, testHost); n != 1 || err != nil {
+				t.Errorf("chain of %d, %v", n, err)
+			}
+			if all, err := db.Principals(t.Context(), "1"); err != nil || len(all) != 0 {
+				t.Errorf("changed without a record: %v, %v", all, err)
+			}
+		})
+	}
+}
+
 func TestFullQueueAndCancelledWait(t *testing.T) {
 	db := migrated(t, testenv.Postgres(t))
 	w := openWriter(t, db, 3)

@@ -17,12 +17,16 @@ var Points = []string{
 	"init.domain",            // the token holds the whole domain
 	"init.administrator",     // administrator committed, deployment not active
 	"init.shown",             // secret shown, deployment not active
-	"init.active",            // deployment active
+	"init.active",            // deployment active, not marked on the token
+	"init.marked",            // marked there
 
 	// CreateKey
 	"hbk.generated",    // session object made in the HSM
 	"hbk.wrapped",      // EKT made, session object destroyed
 	"createkey.sealed", // rows sealed, nothing written
+
+	// the first use of a key, and of each block of encryptions
+	"budget.reserved", // block committed, none of it used
 
 	// rotation of a key, on demand or automatic
 	"rotation.sealed", // rows sealed, nothing written
@@ -42,7 +46,11 @@ var Points = []string{
 	"generation.destroyed.mac",
 	"generation.emptied", // a member holds nothing of it any more; not in its row yet
 
+	// what follows upon a new generation
+	"reseal.row", // a row's new MAC committed
+
 	// enrolment of a further member
+	"enrol.key",                 // an enrolment key is there, in its member's worker
 	"enrol.recorded",            // row of a generation without keys committed
 	"enrol.made",                // keys made and wrapped; on no token yet
 	"enrol.took.domain-key-aes", // token object of a member made, in its worker

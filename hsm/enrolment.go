@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/miekg/pkcs11"
+
+	"github.com/trent-kms/trent/failpoint"
 )
 
 // A generation that several members hold is made on one of them and carried to
@@ -53,6 +55,7 @@ func (d *Member) EnrolmentKey(ctx context.Context, number uint32) ([]byte, error
 		if err != nil {
 			return err
 		}
+		failpoint.Hit("enrol.key")
 		public, err = s.inspectEnrolmentKey(object)
 		return err
 	})

@@ -196,6 +196,7 @@ func (s *setup) administrator(ctx context.Context) error {
 	if err := MarkActive(ctx, s.domain, s.deployment); err != nil {
 		return fmt.Errorf("%w; the deployment is active all the same, and the service marks it when it starts", err)
 	}
+	failpoint.Hit("init.marked")
 	s.cfg.Progress("deployment is active")
 	return nil
 }

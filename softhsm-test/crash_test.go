@@ -90,20 +90,17 @@ func (d *deployment) wantNoOrphans(t *testing.T) {
 	}
 }
 
-// serving lists the failpoints that a running service passes.
-func serving() []string {
+// points lists the failpoints that begin with one of the prefixes.
+func points(prefixes ...string) []string {
 	return slices.DeleteFunc(slices.Clone(failpoint.Points), func(p string) bool {
-		return strings.HasPrefix(p, "init.") || strings.HasPrefix(p, "generation.") || strings.HasPrefix(p, "enrol.")
+		return !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(p, prefix) })
 	})
 }
 
 func TestCrashInCreateKey(t *testing.T) {
 	d := newDeployment(t, "failpoint")
 	var before []kept
-	for _, point := range serving() {
-		if strings.HasPrefix(point, "audit.") || strings.HasPrefix(point, "rotation.") {
-			continue
-		}
+	for _, point := range points("hbk.", "createkey.", "change.") {
 		t.Run(point, func(t *testing.T) {
 			s := d.serve(t)
 			c := d.client(t)
@@ -157,6 +154,10 @@ func TestCrashInOtherCalls(t *testing.T) {
 		recorded     int
 		do           func(c *kms.Client) error
 	}{
+		{"budget.reserved", "Encrypt", 0, func(c *kms.Client) error {
+			_, err := c.Encrypt(context.Background(), &kms.EncryptInput{KeyId: key.KeyId, Plaintext: []byte(marker)})
+			return err
+		}},
 		{"audit.before_commit", "Decrypt", 0, func(c *kms.Client) error {
 			_, err := c.Decrypt(context.Background(), &kms.DecryptInput{CiphertextBlob: blob})
 			return err
@@ -191,15 +192,27 @@ func TestCrashInOtherCalls(t *testing.T) {
 			must(0, s.stop())(t)
 		})
 	}
+	// What a host had reserved when it was killed counts as spent.
+	d.serve(t)
+	c := d.client(t)
+	must(c.EnableKey(context.Background(), &kms.EnableKeyInput{KeyId: key.KeyId}))(t)
+	encrypt(t, c, *key.KeyId, marker, nil)
+	d.wantReserved(t, 3<<16)
+}
+
+func (d *deployment) wantReserved(t *testing.T, want int64) {
+	t.Helper()
+	var reserved int64
+	err := d.pool.QueryRow(context.Background(), "SELECT reserved FROM encryption_budgets").Scan(&reserved)
+	if err != nil || reserved != want {
+		t.Errorf("%d encryptions are reserved, want %d: %v", reserved, want, err)
+	}
 }
 
 // An interrupted init can be run again, and the deployment then works with
 // the secret that was shown last.
 func TestCrashInInit(t *testing.T) {
-	for _, point := range failpoint.Points {
-		if !strings.HasPrefix(point, "init.") {
-			continue
-		}
+	for _, point := range points("init.") {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			d := prepare(t, testenv.Postgres(t))
@@ -210,10 +223,11 @@ func TestCrashInInit(t *testing.T) {
 				t.Fatalf("init outlived %s: %v\n%s", point, err, out)
 			}
 			shown := d.admin
-			if out, err = d.tryInitialise(t); err != nil && point != "init.active" {
+			active := point == "init.active" || point == "init.marked"
+			if out, err = d.tryInitialise(t); err != nil && !active {
 				t.Fatalf("second init: %v\n%s", err, out)
 			}
-			if point == "init.active" && d.admin != shown {
+			if active && d.admin != shown {
 				t.Error("init made a second administrator of an active deployment")
 			}
 			d.serve(t)

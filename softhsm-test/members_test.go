@@ -108,6 +108,7 @@ func TestEnrolMember(t *testing.T) {
 	stop := busy(t, c)
 
 	d.members(t, map[string]string{"first": first, "second": second})
+	d.failedWorker(t, "enrol.key", "enrol")
 	confirmed := d.compared(t, "2", "first", "second")
 	wrong := append(slices.Clone(confirmed[:3]), strings.Repeat("0000-", 15)+"0000")
 	d.refusedDomain(t, "wrong fingerprint", append([]string{"enrol"}, wrong...)...)
@@ -123,7 +124,9 @@ func TestEnrolMember(t *testing.T) {
 	must(d.pool.Exec(t.Context(), ofFirst, 2))(t)
 	d.refusedDomain(t, "the database was set back", enrol...)
 	must(d.pool.Exec(t.Context(), ofFirst, 1))(t)
-	d.failedWorker(t, "enrol.took.domain-key-generic", enrol...)
+	for _, point := range points("enrol.took.") {
+		d.failedWorker(t, point, enrol...)
+	}
 	for _, point := range []string{"enrol.made", "enrol.taken", "enrol.proved", "enrol.enrolled", "enrol.dropped", "generation.activated"} {
 		d.killedDomain(t, point, enrol...) // goes on where the one before was killed
 	}
@@ -185,8 +188,8 @@ func (d *deployment) failedWorker(t *testing.T, point string, args ...string) {
 	t.Helper()
 	cmd := d.command(t, append([]string{"domain"}, args...)...)
 	cmd.Env = append(cmd.Env, "TRENT_FAILPOINT="+point)
-	if out, err := cmd.CombinedOutput(); err == nil {
-		t.Fatalf("it succeeded without a worker:\n%s", out)
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "unavailable: its worker process ended") {
+		t.Fatalf("it got on without a worker: %v\n%s", err, out)
 	}
 }
 

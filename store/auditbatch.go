@@ -23,9 +23,15 @@ type AuditBatch struct {
 	MAC                []byte
 }
 
+// insertAudit refuses, with a prev_hash that is NULL, a batch that does not
+// follow the newest one of its host: a database that was failed over with loss
+// or set back may look whole to a writer whose connections are all new.
 const insertAudit = `
 	INSERT INTO audit_batches (host, boot_id, first_seq, last_seq, prev_hash, last_hash, records, mac_generation, mac)
-	VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+	VALUES ($1, $2, $3, $4,
+		CASE WHEN $5 = coalesce((SELECT last_hash FROM audit_batches WHERE host = $1 ORDER BY first_seq DESC LIMIT 1),
+			decode(repeat('00', 32), 'hex')) THEN $5::bytea END,
+		$6, $7, $8, $9)
 	RETURNING (SELECT seq FROM change_sequence)`
 
 func (b *AuditBatch) table() string    { return "audit_batches" }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/trent-kms/trent/failpoint"
 )
 
 // BackingKey is one version of a key's material, wrapped by the HSM.
@@ -136,6 +138,7 @@ func (db *DB) reserveOnce(ctx context.Context, hbkID [16]byte, block, limit int6
 	if tag.RowsAffected() == 0 {
 		return 0, 0, ErrConflict
 	}
+	failpoint.Hit("budget.reserved")
 	return from, to, nil
 }
 

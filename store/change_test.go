@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 func alias(k Key, name string) Alias {
@@ -39,6 +41,52 @@ func TestConflictWritesNothing(t *testing.T) {
 	}
 	if after, err := db.ChangeSequence(t.Context()); after != before+1 || err != nil {
 		t.Errorf("sequence went from %d to %d, %v", before, after, err)
+	}
+}
+
+// TestPausedInAChange is a process that stops for a while in the middle of a
+// change: neither does it keep others from the rows for longer than a second,
+// nor does it commit after that, since a right that it had may have been revoked.
+func TestPausedInAChange(t *testing.T) {
+	db, _ := open(t)
+	k, _ := insertKey(t, db, "k1")
+	since, err := db.ChangeSequence(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := db.NewChange()
+	if err := c.UpdateKey(t.Context(), k); err != nil {
+		t.Fatal(err)
+	}
+	c.RequireRights(since)
+	paused := make(chan struct{})
+	c.queue(func(r pgx.BatchResults) ([]Changed, error) {
+		_, err := anyRows(r)
+		close(paused)
+		time.Sleep(2 * time.Second)
+		return nil, err
+	}, "SELECT")
+	revoked := make(chan error)
+	go func() {
+		<-paused
+		_, err := try(t, db, func(c *Change) error {
+			return c.InsertPrincipal(t.Context(), Principal{ID: "p", Account: "1", Name: "p"})
+		})
+		locked := err == nil
+		for begun := time.Now(); locked && time.Since(begun) < 1500*time.Millisecond; locked = errors.Is(err, ErrLocked) {
+			_, err = try(t, db, func(c *Change) error { return c.UpdateKey(t.Context(), k) })
+		}
+		revoked <- err
+	}()
+	_, err = db.Commit(t.Context(), c, nil) // through TCP it is another error
+	if said := fault(&pgconn.PgError{Code: "25P03"}); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrInDoubt) || !errors.Is(said, ErrConflict) {
+		t.Errorf("a change that was overtaken by a revocation two seconds ago: %v, or %v", err, said)
+	}
+	if err := <-revoked; err != nil {
+		t.Errorf("another change of the same row: %v", err)
+	}
+	if now, err := db.Key(t.Context(), k.Account, k.Region, k.ID); err != nil || now.Version != k.Version+1 {
+		t.Errorf("the key has version %d, %v", now.Version, err)
 	}
 }
 

@@ -48,10 +48,10 @@ var (
 	// ErrInDoubt says that the connection was lost while the transaction was
 	// being committed: it may have happened. It comes with ErrUnavailable.
 	ErrInDoubt = errors.New("outcome of the commit is unknown")
-	// ErrAuditTaken says that the sequence numbers of a batch of audit records
-	// exist already: an earlier commit in doubt did happen, or another process
-	// writes as this host.
-	ErrAuditTaken = errors.New("audit sequence numbers are taken")
+	// ErrAuditHead says that a batch of audit records does not follow the newest
+	// one of its host: an earlier commit in doubt did happen, another process
+	// writes as this host, or the database has lost what it had confirmed.
+	ErrAuditHead = errors.New("audit records do not follow the newest of their host")
 )
 
 // ErrTampered says that a sealed row, or one that must exist, is not as Trent
@@ -130,13 +130,14 @@ func sqlFault(err error, pg *pgconn.PgError) error {
 		return fmt.Errorf("%w: free space there; trent serve goes on by itself, any other command must be run again: %w", ErrDiskFull, err)
 	case strings.HasPrefix(pg.Code, "58"), strings.HasPrefix(pg.Code, "XX"): // system errors, internal errors
 		return fmt.Errorf("Postgres itself is in trouble: see its log, and whether its disk is full: %w", err)
-	case pg.Code == "23505" && pg.TableName == "audit_batches":
-		return fmt.Errorf("%w: %w", ErrAuditTaken, err)
+	case (pg.Code == "23505" || pg.Code == "23502") && pg.TableName == "audit_batches":
+		return fmt.Errorf("%w: %w", ErrAuditHead, err)
 	case pg.Code == "23505":
 		return fmt.Errorf("%w: %w", ErrExists, err)
 	case pg.Code == "55P03": // lock not available in time
 		return fmt.Errorf("%w: %w: %w", ErrConflict, ErrLocked, err)
 	case pg.Code == "23503", // the key that an alias or backing key names has gone
+		pg.Code == "25P03",               // this process paused for too long within a change
 		strings.HasPrefix(pg.Code, "40"): // serialisation failure, deadlock
 		return fmt.Errorf("%w: %w", ErrConflict, err)
 	case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "57P"): // server going away

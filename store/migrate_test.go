@@ -74,17 +74,21 @@ func TestOpenRefuses(t *testing.T) {
 
 func TestAuditView(t *testing.T) {
 	db, _ := open(t)
-	b := &AuditBatch{Host: "h", BootID: id(), FirstSeq: 5, LastSeq: 6, PrevHash: []byte{}, LastHash: []byte{}, Records: []byte("{\"a\":1}\n{\"a\":2}\n")}
+	b := &AuditBatch{Host: "h", BootID: id(), FirstSeq: 1, LastSeq: 2, PrevHash: make([]byte, 32), LastHash: []byte{1}, Records: []byte("{\"a\":1}\n{\"a\":2}\n")}
 	if err := db.SealAudit(t.Context(), nil, b); err != nil {
 		t.Fatal(err)
 	}
 	if seq, err := db.AppendAudit(t.Context(), b); err != nil || seq != 0 {
 		t.Fatal(seq, err)
 	}
-	if n := count(t, db, "audit_records WHERE seq = 6 AND record->>'a' = '2'"); n != 1 || count(t, db, "audit_records") != 2 {
+	if n := count(t, db, "audit_records WHERE seq = 2 AND record->>'a' = '2'"); n != 1 || count(t, db, "audit_records") != 2 {
 		t.Error("the view does not split the batch")
 	}
-	if _, err := db.AppendAudit(t.Context(), b); !errors.Is(err, ErrAuditTaken) {
+	if _, err := db.AppendAudit(t.Context(), b); !errors.Is(err, ErrAuditHead) {
 		t.Errorf("same batch again: %v", err)
+	}
+	b.FirstSeq, b.LastSeq = 4, 5
+	if _, err := db.AppendAudit(t.Context(), b); !errors.Is(err, ErrAuditHead) {
+		t.Errorf("a batch behind a gap: %v", err)
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/trent-kms/trent/failpoint"
 )
 
 // reseals are the sealed tables whose rows get a MAC of the active generation
@@ -149,6 +151,7 @@ func (db *DB) resealRow(ctx context.Context, sql statements, r row, old seal, ge
 	if err != nil {
 		return fmt.Errorf("writing a row's new MAC: %w", fault(err))
 	}
+	failpoint.Hit("reseal.row")
 	return nil
 }
 

@@ -68,8 +68,9 @@ func Open(ctx context.Context, c Config) (*DB, error) {
 	return db, nil
 }
 
-// bound keeps one hung process from holding up all others: a change locks the
-// change sequence until it is committed.
+// bound keeps one hung process from holding up all others, whose rows a change
+// locks until it is committed; and from committing, once it goes on, what it
+// was allowed before others were told of a revocation.
 func bound(c *pgx.ConnConfig) {
 	c.ConnectTimeout = min(c.ConnectTimeout, 10*time.Second)
 	if c.ConnectTimeout == 0 {
@@ -81,7 +82,7 @@ func bound(c *pgx.ConnConfig) {
 		// Whatever the server or the role is set to, now or later; the URL may
 		// ask for another. remote_apply would lose no less than this.
 		"synchronous_commit":                  "on",
-		"idle_in_transaction_session_timeout": "10s",
+		"idle_in_transaction_session_timeout": "1s",
 		// A host that vanished from the network loses its locks in a minute.
 		"tcp_keepalives_idle":     "30",
 		"tcp_keepalives_interval": "10",
