@@ -42,7 +42,7 @@ func TestMergeTags(t *testing.T) {
 }
 
 func TestPages(t *testing.T) {
-	l := listOf(&Call{Operation: "ListThings"}, "a")
+	l := listOf(&Call{Operation: "ListThings", Region: "r"}, "a")
 	items := strings.Split("a b c d e", " ")
 	var seen []string
 	var marker *string
@@ -69,7 +69,7 @@ func TestPages(t *testing.T) {
 		t.Errorf("pages show %v, want %v", seen, items)
 	}
 	of := func(text string) string { return base64.RawURLEncoding.EncodeToString([]byte(text)) }
-	for _, bad := range []string{"x", "!", of("1:a"), of("2:ListThings:b:a"), of("2:ListThings:a:"), of("2:ListThings:a:\x00"), of("2:ListThings:a:\xff")} {
+	for _, bad := range []string{"x", "!", of("1:a"), of("2:ListThings:r:b:a"), of("2:ListThings:q:a:a"), of("2:ListThings:r:a:"), of("2:ListThings:r:a:\x00"), of("2:ListThings:r:a:\xff")} {
 		if _, err := l.after(&bad); err == nil {
 			t.Errorf("marker %q was taken", bad)
 		}

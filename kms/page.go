@@ -10,13 +10,15 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
 )
 
-// A list is what a marker is good for: an operation and the key or principal
-// whose things it lists. A marker is this and the last item shown, in URL-safe
-// base64.
+// A list is what a marker is good for: an operation in a Region and the key or
+// principal whose things it lists. A marker is this and the last item shown, in
+// URL-safe base64.
 type list string
 
 // listOf is the list that call asks for; whose is "" if it is the account's.
-func listOf(call *Call, whose string) list { return list("2:" + call.Operation + ":" + whose + ":") }
+func listOf(call *Call, whose string) list {
+	return list("2:" + call.Operation + ":" + call.Region + ":" + whose + ":")
+}
 
 // after returns the item behind which the page of marker begins.
 func (l list) after(marker *string) (string, error) {

@@ -115,25 +115,32 @@ func TestMarkersOfOtherLists(t *testing.T) {
 			must(c.CreateGrant(ctx, &kms.CreateGrantInput{KeyId: k.KeyId, GranteePrincipal: userARN("x"), RetiringPrincipal: userARN("page-" + *k.KeyId), Operations: []types.GrantOperation{"Decrypt"}}))(t)
 		}
 	}
-	type list struct{ operation, members string }
+	type list struct{ operation, members, region string }
 	var lists []list
 	for _, k := range []*types.KeyMetadata{key, other} {
 		for _, operation := range []string{"ListAliases", "ListResourceTags", "ListKeyRotations", "ListGrants"} {
-			lists = append(lists, list{operation, fmt.Sprintf(`"KeyId":%q,`, *k.KeyId)})
+			lists = append(lists, list{operation, fmt.Sprintf(`"KeyId":%q,`, *k.KeyId), region})
 		}
-		lists = append(lists, list{"ListRetirableGrants", fmt.Sprintf(`"RetiringPrincipal":%q,`, *userARN("page-" + *k.KeyId))})
+		lists = append(lists, list{"ListRetirableGrants", fmt.Sprintf(`"RetiringPrincipal":%q,`, *userARN("page-" + *k.KeyId)), region})
 	}
-	lists = append(lists, list{"ListKeys", ""}, list{"ListAliases", ""})
+	elsewhere := newRegionClient(d.url, otherRegion, d.admin, &recorder{})
+	for range 2 {
+		id := createKey(t, elsewhere).KeyId
+		must(elsewhere.CreateAlias(ctx, &kms.CreateAliasInput{TargetKeyId: id, AliasName: aws.String("alias/page-" + *id)}))(t)
+	}
+	for _, in := range []string{region, otherRegion} {
+		lists = append(lists, list{"ListKeys", "", in}, list{"ListAliases", "", in})
+	}
 	for _, from := range lists {
 		var page struct{ NextMarker string }
-		a := d.raw(t, request{operation: from.operation, body: []byte(`{` + from.members + `"Limit":1}`)})
+		a := d.raw(t, request{operation: from.operation, region: from.region, body: []byte(`{` + from.members + `"Limit":1}`)})
 		if err := json.Unmarshal(a.body, &page); err != nil || page.NextMarker == "" {
 			t.Fatalf("%s: %d %s", from.operation, a.status, a.body)
 		}
 		for _, to := range lists {
-			a := d.raw(t, request{operation: to.operation, body: []byte(fmt.Sprintf(`{%s"Limit":1,"Marker":%q}`, to.members, page.NextMarker))})
+			a := d.raw(t, request{operation: to.operation, region: to.region, body: []byte(fmt.Sprintf(`{%s"Limit":1,"Marker":%q}`, to.members, page.NextMarker))})
 			if to == from && a.status != 200 || to != from && a.code != "InvalidMarkerException" {
-				t.Errorf("%s{%s} with a marker of %s{%s}: %d %s", to.operation, to.members, from.operation, from.members, a.status, a.body)
+				t.Errorf("%+v with a marker of %+v: %d %s", to, from, a.status, a.body)
 			}
 		}
 	}
