@@ -176,7 +176,10 @@ func TestTrustedKeysOfTheNext(t *testing.T) {
 	cmd := d.command(t, rotate...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	must(0, cmd.Start())(t)
-	for waits, end := false, time.Now().Add(10*time.Second); !waits && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for waits, end := false, time.Now().Add(30*time.Second); !waits; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the command does not ask for the lock")
+		}
 		must(0, d.pool.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = current_database() AND query LIKE 'SELECT pg_try_advisory_lock%')`).Scan(&waits))(t)
 	}
