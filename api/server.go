@@ -29,6 +29,10 @@ const (
 	// maxBody is above the largest request that the service model allows (an
 	// attestation document of 262,144 bytes in base64, with a policy's room).
 	maxBody = 1 << 20
+	// drained is what net/http itself still reads of a body behind a refusal.
+	// It cuts the connection of a larger one; a client that sends all before it
+	// reads would see that instead of the refusal, over TLS, and try again.
+	drained = 256 << 10
 	// callTimeout bounds the work on one request. It is below the read timeout
 	// of AWS's clients.
 	callTimeout = 25 * time.Second
@@ -102,8 +106,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		clear(body) // may hold plaintext
 		return
 	}
+	connection := http.NewResponseController(w)
+	large := r.ContentLength > drained
+	if large {
+		_ = connection.EnableFullDuplex() // the body is read on behind the answer
+	}
 	code := s.writeError(w, r, requestID, err)
 	route.observe(code, started)
+	if large {
+		_ = connection.Flush()
+		_, _ = io.CopyN(io.Discard, r.Body, 8*maxBody)
+	}
 }
 
 // serve does the work and returns the body of the answer. Panics become
