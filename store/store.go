@@ -83,6 +83,8 @@ func bound(c *pgx.ConnConfig) {
 		// ask for another. remote_apply would lose no less than this.
 		"synchronous_commit":                  "on",
 		"idle_in_transaction_session_timeout": "1s",
+		// Stricter ones refuse audit records that hosts write at the same time.
+		"default_transaction_isolation": "read committed",
 		// A host that vanished from the network loses its locks in a minute.
 		"tcp_keepalives_idle":     "30",
 		"tcp_keepalives_interval": "10",
