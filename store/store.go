@@ -163,6 +163,14 @@ func (db *DB) Pool() *pgxpool.Pool { return db.pool }
 // pool are likely dead as well.
 func (db *DB) Renew() { db.pool.Reset() }
 
+// Now is the time by Postgres's clock.
+func (db *DB) Now(ctx context.Context) (now time.Time, err error) {
+	if err := db.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
+		return now, fmt.Errorf("asking Postgres for the time: %w", fault(err))
+	}
+	return now, nil
+}
+
 // Ping does one round trip, and once a minute checkDurable.
 func (db *DB) Ping(ctx context.Context) error {
 	if err := db.pool.Ping(ctx); err != nil {
