@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -356,4 +357,32 @@ func awaitWriter(t *testing.T, db *store.DB) *Writer {
 	}
 	t.Fatal("the predecessor's lock stays")
 	return nil
+}
+
+// TestStricterIsolation: what the server's or the role's default is does not
+// make hosts, which write at the same time, refuse each other's records.
+func TestStricterIsolation(t *testing.T) {
+	db := migrated(t, testenv.Postgres(t))
+	const stricter = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_isolation = serializable', current_database()); END $$"
+	if _, err := db.Pool().Exec(t.Context(), stricter); err != nil {
+		t.Fatal(err)
+	}
+	db.Renew()
+	var hosts sync.WaitGroup
+	for _, host := range []string{"a", "b", "c"} {
+		w, err := Open(t.Context(), Config{DB: db, Host: host})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hosts.Go(func() {
+			defer w.Close(context.Background()) //nolint:errcheck // the records tell
+			for i := range 200 {
+				if _, err := w.Record(t.Context(), sample()); err != nil {
+					t.Errorf("record %d of host %s: %v", i, host, err)
+					return
+				}
+			}
+		})
+	}
+	hosts.Wait()
 }

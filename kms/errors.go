@@ -70,7 +70,7 @@ func APIError(err error) smithy.APIError {
 		return &types.KeyUnavailableException{Message: aws.String("The HSM is not available now. Try again.")}
 	case errors.Is(err, hsm.ErrNoGeneration): // a member that was lost held it, or one that is not configured
 		return &types.KeyUnavailableException{Message: aws.String("No HSM that holds the key is available now. Try again.")}
-	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrDiskFull):
+	case errors.Is(err, store.ErrUnavailable), errors.Is(err, store.ErrUnfit):
 		return &types.DependencyTimeoutException{Message: aws.String("The database is not available now. Try again.")}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return &types.DependencyTimeoutException{Message: aws.String("The call was not done in time. Try again.")}

@@ -21,6 +21,10 @@ const (
 	// keptChanges is how many change-log entries are kept: a host that falls
 	// further behind drops its caches.
 	keptChanges = 100_000
+
+	// clocksApart is how far this host's clock and Postgres's may differ while
+	// what is due is done: the difference that callers' clocks may have.
+	clocksApart = 5 * time.Minute
 )
 
 // sweepArgs is the job that deletes keys whose waiting period is over, rotates
@@ -40,12 +44,30 @@ type sweeper struct {
 // Work may run on two hosts at once when a sweep is slow: whose change comes
 // second finds the row gone or changed.
 func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
-	if err := errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx), w.service.expireDue(ctx)); err != nil {
+	err := w.service.checkClock(ctx)
+	if err == nil {
+		err = errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx), w.service.expireDue(ctx))
+	}
+	if err != nil {
 		w.service.log.Error("sweeping", "error", err)
 		return err
 	}
 	if err := w.service.db.PruneChanges(ctx, keptChanges); err != nil {
 		return fmt.Errorf("pruning the change log: %w", err)
+	}
+	return nil
+}
+
+// checkClock refuses a clock that Postgres's does not bear out: a host that is
+// days ahead would delete keys that their owners still may want back.
+func (s *Service) checkClock(ctx context.Context) error {
+	theirs, err := s.db.Now(ctx)
+	if err != nil {
+		return err
+	}
+	if apart := time.Until(theirs).Abs(); apart > clocksApart {
+		return fmt.Errorf("the clocks are apart by %s: this host's says %s, that of Postgres %s; until the wrong one is corrected nothing is deleted, expired or rotated",
+			apart.Round(time.Second), time.Now().UTC().Format(time.RFC3339), theirs.UTC().Format(time.RFC3339))
 	}
 	return nil
 }

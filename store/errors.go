@@ -43,8 +43,9 @@ var (
 	ErrDomainUnlocked = errors.New("the connection to Postgres was lost by which other commands were kept from the tokens, so this one has stopped: look at `trent domain status`, then run it again")
 	// ErrUnavailable says that Postgres was not reached, or went away.
 	ErrUnavailable = errors.New("Postgres is not available")
-	// ErrDiskFull says that Postgres refused a statement for want of room.
-	ErrDiskFull = errors.New("the disk of Postgres is full")
+	// ErrUnfit says that Postgres was reached but is in no state to work, as its
+	// text tells: read-only, a full disk, no connection left.
+	ErrUnfit = errors.New("Postgres is not fit for work")
 	// ErrInDoubt says that the connection was lost while the transaction was
 	// being committed: it may have happened. It comes with ErrUnavailable.
 	ErrInDoubt = errors.New("outcome of the commit is unknown")
@@ -93,9 +94,10 @@ func (e *ErrSetting) Error() string {
 	return fmt.Sprintf("Postgres runs with %s=%s: %s", e.Setting, e.Value, e.Next)
 }
 
-// nextSteps says what an operator can do about errors that are not ours.
+// nextSteps says what an operator can do about a server that is not fit.
 // Keys are SQLSTATE codes (Postgres manual, appendix A).
 var nextSteps = map[string]string{
+	"53100": "the disk of Postgres is full: free space there; trent serve goes on by itself, any other command must be run again",
 	"53200": "Postgres is out of memory: give it more, or lower its work_mem and max_connections",
 	"53300": "Postgres has no connection left: raise its max_connections, or lower Trent's",
 	"25006": "Postgres is read-only: point the database URL at the primary",
@@ -123,11 +125,9 @@ func fault(err error) error {
 
 func sqlFault(err error, pg *pgconn.PgError) error {
 	if next, ok := nextSteps[pg.Code]; ok {
-		return fmt.Errorf("%s: %w", next, err)
+		return fmt.Errorf("%w: %s: %w", ErrUnfit, next, err)
 	}
 	switch {
-	case pg.Code == "53100":
-		return fmt.Errorf("%w: free space there; trent serve goes on by itself, any other command must be run again: %w", ErrDiskFull, err)
 	case strings.HasPrefix(pg.Code, "58"), strings.HasPrefix(pg.Code, "XX"): // system errors, internal errors
 		return fmt.Errorf("Postgres itself is in trouble: see its log, and whether its disk is full: %w", err)
 	case (pg.Code == "23505" || pg.Code == "23502") && pg.TableName == "audit_batches":

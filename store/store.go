@@ -83,6 +83,8 @@ func bound(c *pgx.ConnConfig) {
 		// ask for another. remote_apply would lose no less than this.
 		"synchronous_commit":                  "on",
 		"idle_in_transaction_session_timeout": "1s",
+		// Stricter ones refuse audit records that hosts write at the same time.
+		"default_transaction_isolation": "read committed",
 		// A host that vanished from the network loses its locks in a minute.
 		"tcp_keepalives_idle":     "30",
 		"tcp_keepalives_interval": "10",
@@ -160,6 +162,14 @@ func (db *DB) Pool() *pgxpool.Pool { return db.pool }
 // Renew has all connections replaced: after one was lost, the others in the
 // pool are likely dead as well.
 func (db *DB) Renew() { db.pool.Reset() }
+
+// Now is the time by Postgres's clock.
+func (db *DB) Now(ctx context.Context) (now time.Time, err error) {
+	if err := db.pool.QueryRow(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
+		return now, fmt.Errorf("asking Postgres for the time: %w", fault(err))
+	}
+	return now, nil
+}
 
 // Ping does one round trip, and once a minute checkDurable.
 func (db *DB) Ping(ctx context.Context) error {
