@@ -36,6 +36,18 @@ func (f *fleet) officer(t *testing.T, name string, meet func()) *DomainMembers {
 	return m
 }
 
+// domainAdmin is what m does on the fleet's token.
+func (f *fleet) domainAdmin(t *testing.T, m *DomainMembers) DomainAdmin {
+	t.Helper()
+	member, err := f.token.OpenDomain(t.Context(), f.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := m.DomainAdmin
+	a.Member, a.Serial = member, f.token.Info().Serial
+	return a
+}
+
 // atOnce has two officers each decide on what there is before either writes, and
 // wants one to be refused.
 func atOnce(t *testing.T, f *fleet, first, second func(*DomainMembers) error) {

@@ -18,14 +18,9 @@ import (
 // generation after it was found unused keeps it from being destroyed.
 func TestRetireWhileAHostLags(t *testing.T) {
 	f := newFleet(t)
-	member, err := f.token.OpenDomain(t.Context(), f.id)
-	if err != nil {
-		t.Fatal(err)
-	}
 	lag := func() {}
 	m := f.officer(t, "a", func() { lag() })
-	one := m.DomainAdmin
-	one.Member, one.Serial = member, f.token.Info().Serial
+	one := f.domainAdmin(t, m)
 	if _, err := one.Create(t.Context(), hsm.Locked); err != nil {
 		t.Fatal(err)
 	}
@@ -64,16 +59,11 @@ func TestRetireWhileAHostLags(t *testing.T) {
 // destroyed by hiding what is wrapped under it.
 func TestRetireReadsRows(t *testing.T) {
 	f := newFleet(t)
-	member, err := f.token.OpenDomain(t.Context(), f.id)
-	if err != nil {
-		t.Fatal(err)
-	}
 	m := f.officer(t, "a", func() {})
-	one := m.DomainAdmin
-	one.Member, one.Serial = member, f.token.Info().Serial
+	one := f.domainAdmin(t, m)
 	s := f.host(t, "host")
 	id := createKey(t, f, s)
-	_, err = one.Create(t.Context(), hsm.Locked)
+	_, err := one.Create(t.Context(), hsm.Locked)
 	for _, order := range []func(context.Context, int64) error{one.ConfirmBackup, one.Activate} {
 		if err == nil {
 			err = order(t.Context(), 2)
@@ -110,7 +100,7 @@ func TestRetireReadsRows(t *testing.T) {
 	if err := m.Retire(t.Context(), 1, 0); !errors.Is(err, ErrNotYet) {
 		t.Errorf("retired what is in use: %v", err)
 	}
-	if all, err := member.Generations(t.Context()); err != nil || len(all) != 2 || !all[0].Whole {
+	if all, err := m.Members[0].Domain.Generations(t.Context()); err != nil || len(all) != 2 || !all[0].Whole {
 		t.Errorf("%+v, %v", all, err)
 	}
 }
@@ -135,13 +125,8 @@ func TestSettled(t *testing.T) {
 // does nothing more on them.
 func TestLockLost(t *testing.T) {
 	f := newFleet(t)
-	member, err := f.token.OpenDomain(t.Context(), f.id)
-	if err != nil {
-		t.Fatal(err)
-	}
 	m := f.officer(t, "a", func() {})
-	one := m.DomainAdmin
-	one.Member, one.Serial = member, f.token.Info().Serial
+	one := f.domainAdmin(t, m)
 	if _, err := one.Create(t.Context(), hsm.Locked); err != nil {
 		t.Fatal(err)
 	}
