@@ -146,6 +146,10 @@ func (s *stress) disturb(t *testing.T, end time.Time) {
 			t.Errorf("host-%d is not ready any more:\n%s", i, readLog(t, server))
 		}
 	}
+	within(t, 20*time.Second, "Postgres's answer after its last crash", func() bool {
+		s.d.pool.Reset() // the crash has cut its connections
+		return s.d.pool.Ping(t.Context()) == nil
+	})
 	must(0, os.WriteFile(s.clock, []byte("0s"), 0o600))(t) // nothing more becomes due
 	t.Logf("done: %v", done)
 }
