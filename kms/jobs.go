@@ -44,18 +44,15 @@ type sweeper struct {
 // Work may run on two hosts at once when a sweep is slow: whose change comes
 // second finds the row gone or changed.
 func (w *sweeper) Work(ctx context.Context, _ *river.Job[sweepArgs]) error {
+	pruned := w.service.db.PruneChanges(ctx, keptChanges) // first: the log grows whatever becomes of the rest
 	err := w.service.checkClock(ctx)
 	if err == nil {
 		err = errors.Join(w.service.deleteDue(ctx), w.service.rotateDue(ctx), w.service.expireDue(ctx))
 	}
-	if err != nil {
+	if err = errors.Join(pruned, err); err != nil {
 		w.service.log.Error("sweeping", "error", err)
-		return err
 	}
-	if err := w.service.db.PruneChanges(ctx, keptChanges); err != nil {
-		return fmt.Errorf("pruning the change log: %w", err)
-	}
-	return nil
+	return err
 }
 
 // checkClock refuses a clock that Postgres's does not bear out: a host that is

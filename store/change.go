@@ -84,9 +84,15 @@ func (c *Change) RequireKey(k Key) {
 // key has changed after the change sequence since, at which the change was
 // authorised.
 func (c *Change) RequireRights(since int64) {
-	c.queue(oneRow, "SELECT WHERE NOT EXISTS (SELECT FROM changes WHERE seq > $1 AND kind IN ($2, $3))",
-		since, KindPrincipal, KindAccessKey)
+	c.queue(oneRow, rightsUnchanged, since, KindPrincipal, KindAccessKey)
 }
+
+// rightsUnchanged, like every statement on changes, bounds seq on both sides:
+// with one bound, Postgres's plan for any value reads the whole table, under
+// the locks of the change that asks. No row lies above the sequence.
+const rightsUnchanged = `
+	SELECT WHERE NOT EXISTS (SELECT FROM changes
+		WHERE seq > $1 AND seq <= (SELECT seq FROM change_sequence) AND kind IN ($2, $3))`
 
 // anyRows accepts every result but an error.
 func anyRows(r pgx.BatchResults) ([]Changed, error) {
