@@ -20,6 +20,7 @@ import (
 	"github.com/aws/smithy-go"
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/trent-kms/trent/kms"
 	"github.com/trent-kms/trent/sigv4"
@@ -33,6 +34,11 @@ const (
 	// It cuts the connection of a larger one; a client that sends all before it
 	// reads would see that instead of the refusal, over TLS, and try again.
 	drained = 256 << 10
+	// A body is a stranger's until it is there and its signature verified. What
+	// all connections together hold of bodies is bounded therefore: those above
+	// smallBody, which are rare (policies, attestation documents), wait for room.
+	smallBody   = 32 << 10
+	largeBodies = 32 << 20 // bytes
 	// callTimeout bounds the work on one request. It is below the read timeout
 	// of AWS's clients.
 	callTimeout = 25 * time.Second
@@ -64,6 +70,7 @@ type Server struct {
 	unknown  *route // for targets that name no operation
 	log      *slog.Logger
 	strange  *strangers
+	room     *semaphore.Weighted // for large bodies
 }
 
 // New returns a Server.
@@ -89,6 +96,7 @@ func New(cfg Config) (*Server, error) {
 		unknown: unknown,
 		log:     cfg.Logger,
 		strange: strange,
+		room:    semaphore.NewWeighted(largeBodies),
 	}, nil
 }
 
@@ -137,6 +145,11 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	if err != nil { // before a stranger's body costs anything
 		return nil, s.strange.refused(r, err)
 	}
+	release, err := s.roomFor(ctx, r.ContentLength)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	body, err := readBody(w, r)
 	if err != nil {
 		return nil, err
@@ -179,6 +192,21 @@ func (s *Server) route(r *http.Request) *route {
 		return route
 	}
 	return s.unknown
+}
+
+// roomFor waits until a body of n bytes may be read; n is negative if it is not
+// known.
+func (s *Server) roomFor(ctx context.Context, n int64) (release func(), err error) {
+	if n < 0 {
+		n = maxBody
+	}
+	if n <= smallBody || n > maxBody { // that is refused unread
+		return func() {}, nil
+	}
+	if err := s.room.Acquire(ctx, n); err != nil {
+		return nil, &protocolError{http.StatusBadRequest, "ThrottlingException", "Too many large requests are under way. Try again."}
+	}
+	return func() { s.room.Release(n) }, nil
 }
 
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
