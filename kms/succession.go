@@ -85,9 +85,10 @@ func (s *Service) succeed(ctx context.Context) error {
 	if err != nil {
 		return unlessOver(ctx, err)
 	}
-	if active == 1 {
-		return nil // the first: nothing is older
+	if active == 1 || s.succession.resting(active) {
+		return nil // of the first, nothing is older
 	}
+	begun, before := time.Now(), s.succession.done
 	if err := s.domain.SetActive(ctx, active); err != nil {
 		return unlessOver(ctx, err)
 	}
@@ -105,7 +106,11 @@ func (s *Service) succeed(ctx context.Context) error {
 	if len(from) > 0 && to == string(hsm.Trusted) {
 		failures = append(failures, s.moveKeys(ctx, from, active), s.moveAccessKeys(ctx, from, active))
 	}
-	return errors.Join(append(failures, s.reseal(ctx, active))...)
+	err = errors.Join(append(failures, s.reseal(ctx, active))...)
+	if err == nil && ctx.Err() == nil && s.succession.done == before {
+		s.succession.rest(active, time.Since(begun))
+	}
+	return err
 }
 
 // reseal gives rows MACs of the active generation. Those that it must refuse are
@@ -116,7 +121,7 @@ func (s *Service) reseal(ctx context.Context, active uint32) error {
 	refused := 0
 	for more := true; more && ctx.Err() == nil; {
 		r, err := s.db.Reseal(ctx, active, atATime, s.succession.from)
-		s.succession.resealed.Add(float64(r.Done))
+		s.succession.did(s.succession.resealed, r.Done)
 		refused += len(r.Refused)
 		failures = append(failures, r.Refused[:min(len(r.Refused), max(0, told-len(failures)))]...)
 		if err != nil {
@@ -157,7 +162,7 @@ func (s *Service) moveKeys(ctx context.Context, from []uint32, to uint32) error 
 	}
 	return slice(&s.cursors.moving, func() bool { return ctx.Err() != nil }, find, func(ref store.KeyRef) error {
 		n, err := s.moveKey(ctx, ref, to)
-		s.succession.moved.Add(float64(n))
+		s.succession.did(s.succession.moved, n)
 		s.pace(ctx, 1+n)
 		if err := unlessOver(ctx, passing(err)); err != nil {
 			return fmt.Errorf("moving key %s to generation %d: %w", ref.ID, to, err)
@@ -234,7 +239,7 @@ func (s *Service) moveAccessKeys(ctx context.Context, from []uint32, to uint32) 
 	return slice(&s.cursors.movingAccessKeys, func() bool { return ctx.Err() != nil }, find, func(id string) error {
 		err := s.moveAccessKey(ctx, id, to)
 		if err == nil {
-			s.succession.moved.Inc()
+			s.succession.did(s.succession.moved, 1)
 		}
 		s.pace(ctx, 1)
 		if err := unlessOver(ctx, passing(err)); err != nil {
@@ -266,7 +271,30 @@ func (s *Service) moveAccessKey(ctx context.Context, id string, to uint32) error
 type succession struct {
 	moved, resealed prometheus.Counter
 	generation      prometheus.Gauge
-	from            store.ResealFrom // the queue's only worker has it
+
+	// The queue's only worker has these.
+	from   store.ResealFrom
+	done   int    // keys and rows
+	idle   uint32 // generation under which succeed last found all
+	wakeAt time.Time
+}
+
+// restFactor is how much longer than a look at all rows that found nothing to do
+// succeed rests: were there ever so many keys, looking takes no more of Postgres
+// than a hundredth.
+const restFactor = 100
+
+func (c *succession) rest(active uint32, looked time.Duration) {
+	c.idle, c.wakeAt = active, time.Now().Add(restFactor*looked)
+}
+
+func (c *succession) resting(active uint32) bool {
+	return c.idle == active && time.Now().Before(c.wakeAt)
+}
+
+func (c *succession) did(what prometheus.Counter, n int) {
+	what.Add(float64(n))
+	c.done += n
 }
 
 func newSuccession(metrics prometheus.Registerer) (*succession, error) {

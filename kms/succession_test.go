@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 
@@ -75,6 +76,36 @@ func TestMoveWhatOpens(t *testing.T) {
 	_, _, all = materialRows(t, s, id)
 	if got := hsm.EKT(all[1].EKT).Generation(); len(all) != 2 || got != 3 || !bytes.Equal(all[0].EKT, lost.EKT) {
 		t.Errorf("of %d materials the one that opens is under generation %d", len(all), got)
+	}
+}
+
+// TestSuccessionRests: when all is under the active generation, the host does not
+// read every row again and again to see it, until another is active.
+func TestSuccessionRests(t *testing.T) {
+	f := newFleet(t)
+	f.trusted(t, 2)
+	s := f.host(t, "a")
+	for range 2 { // does it, and finds nothing left
+		if err := s.succeed(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s.succession.idle != 2 || s.succession.wakeAt.IsZero() {
+		t.Fatal("it does not rest")
+	}
+	s.succession.wakeAt = time.Now().Add(time.Hour)
+	if _, err := s.db.Pool().Exec(t.Context(), "UPDATE principals SET mac_generation = 1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.succeed(t.Context()); err != nil {
+		t.Errorf("it reads rows: %v", err)
+	}
+	s.succession.idle = 1 // as when generation 2 has just become the active one
+	if err := s.succeed(t.Context()); err == nil {
+		t.Error("it reads no rows of earlier generations")
+	}
+	if s.succession.idle == 2 {
+		t.Error("it rests although a row was refused")
 	}
 }
 
