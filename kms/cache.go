@@ -22,7 +22,10 @@ const (
 	cacheEntries = 10_000
 
 	// cacheAge is when a row is read again although nothing was noted to have
-	// changed: the change log is a hint of the database, not sealed.
+	// changed: the change log is a hint of the database, not sealed. Rows of keys
+	// stay for longer, unused: with a key's entry goes the knowledge of which
+	// unwrapped copies are to be destroyed when it is deleted. Those of backing keys
+	// are good for as long as their key's row names their version.
 	cacheAge = time.Minute
 )
 
@@ -69,7 +72,8 @@ type key struct {
 	arn         string
 	backing     store.BackingKey
 	backingKeys store.BackingKeySet // read-only
-	outdated    bool                // for the cache: not to be used
+	read        time.Time           // for the cache
+	outdated    bool                // likewise: not to be used
 }
 
 type backingRef struct {
@@ -81,15 +85,19 @@ func newCache(db *store.DB, domain *hsm.Domain, metrics prometheus.Registerer) (
 	c := &cache{
 		db:         db,
 		domain:     domain,
-		keys:       newRows[keyRef, *key](),
 		aliases:    newRows[keyRef, store.Alias](),
-		backing:    newRows[backingRef, store.BackingKey](),
+		backing:    otter.Must(&otter.Options[backingRef, store.BackingKey]{MaximumSize: cacheEntries}),
 		accessKeys: newRows[string, *credential](),
 		reloads: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "trent_kms_cache_invalidations_total",
 			Help: "Times the change sequence had moved and cached rows were dropped.",
 		}),
 	}
+	c.keys = otter.Must(&otter.Options[keyRef, *key]{MaximumSize: cacheEntries, OnDeletion: func(e otter.DeletionEvent[keyRef, *key]) {
+		if e.Cause == otter.CauseOverflow {
+			c.forget(e.Key, e.Value)
+		}
+	}})
 	if metrics != nil {
 		if err := metrics.Register(c.reloads); err != nil {
 			return nil, fmt.Errorf("registering cache metrics: %w", err)
@@ -150,7 +158,9 @@ func (c *cache) dropChanged(ctx context.Context) error {
 			c.drop(change)
 		}
 	} else {
-		c.keys.InvalidateAll()
+		for ref := range c.keys.Keys() {
+			c.dropKey(ref)
+		}
 		c.aliases.InvalidateAll()
 		c.backing.InvalidateAll()
 		c.accessKeys.InvalidateAll()
@@ -196,10 +206,12 @@ func (c *cache) outdate(ref keyRef) {
 // dropKey forgets a key with its backing keys, and has the HSM destroy their
 // unwrapped copies: the key may have been deleted.
 func (c *cache) dropKey(ref keyRef) {
-	k, held := c.keys.Invalidate(ref)
-	if !held {
-		return
+	if k, held := c.keys.Invalidate(ref); held {
+		c.forget(ref, k)
 	}
+}
+
+func (c *cache) forget(ref keyRef, k *key) {
 	c.domain.Forget(k.backing.EKT)
 	for id := range k.backingKeys {
 		if b, held := c.backing.Invalidate(backingRef{ref.account, ref.region, id}); held {
@@ -220,7 +232,7 @@ func (c *cache) insert(before int64, put func()) {
 
 // key returns the verified key row that ref names by key id.
 func (c *cache) key(ctx context.Context, s *Service, ref keyRef) (*key, error) {
-	if k, ok := c.keys.GetIfPresent(ref); ok && !k.outdated {
+	if k, ok := c.keys.GetIfPresent(ref); ok && !k.outdated && time.Since(k.read) < cacheAge {
 		return k, nil
 	}
 	before := c.head.Load()
@@ -234,11 +246,12 @@ func (c *cache) key(ctx context.Context, s *Service, ref keyRef) (*key, error) {
 
 // load is key past the cache.
 func (c *cache) load(ctx context.Context, s *Service, ref keyRef) (*key, error) {
+	read := time.Now()
 	row, set, err := c.db.KeyWithSet(ctx, ref.account, ref.region, ref.id)
 	if err != nil {
 		return nil, err
 	}
-	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backingKeys: set}
+	k := &key{Key: row, arn: s.keyARN(ref.account, ref.region, ref.id), backingKeys: set, read: read}
 	if len(set) == 0 {
 		return k, nil // no material has been imported yet
 	}
