@@ -135,7 +135,7 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	}
 	claim, err := s.verifier.Check(r)
 	if err != nil { // before a stranger's body costs anything
-		return nil, s.strange.refused(r, err)
+		return nil, s.strange.refused(r, requestID, err)
 	}
 	body, err := readBody(w, r)
 	if err != nil {
@@ -144,7 +144,7 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	defer clear(body) // may hold plaintext
 	call, err := s.authenticate(r.WithContext(ctx), claim, body)
 	if err != nil {
-		return nil, s.strange.refused(r, err)
+		return nil, s.strange.refused(r, requestID, err)
 	}
 	describe(call, r, route.operation.name, requestID)
 	return s.service.Do(ctx, call, func() ([]byte, error) {
