@@ -2,8 +2,8 @@ package testenv
 
 import (
 	"context"
-	"math/rand/v2"
 	"net"
+	"os"
 	"strconv"
 	"sync/atomic"
 	"testing"
@@ -14,17 +14,16 @@ import (
 // before the server is.
 const lowest, ports = 20_000, 12_000
 
-// given counts up from a place that each process draws for itself.
+// given is how many this process has been given.
 var given atomic.Int64
-
-func init() { given.Store(rand.Int64N(ports)) } //nolint:gosec // not a secret
 
 // Address returns a loopback address for a server that a test starts. No other
 // test of this process is given it.
 func Address(t testing.TB) string {
 	t.Helper()
+	from := int64(os.Getpid()) * 101 // apart from other processes'
 	for range ports {
-		address := net.JoinHostPort("127.0.0.1", strconv.FormatInt(lowest+given.Add(1)%ports, 10))
+		address := net.JoinHostPort("127.0.0.1", strconv.FormatInt(lowest+(from+given.Add(1))%ports, 10))
 		l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
 		if err != nil {
 			continue // it is somebody's
