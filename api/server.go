@@ -94,6 +94,10 @@ func New(cfg Config) (*Server, error) {
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if browserAsks(w, r) {
+		s.write(w, uuid.NewString(), http.StatusOK, nil)
+		return
+	}
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
@@ -117,6 +121,26 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = connection.Flush()
 		_, _ = io.CopyN(io.Discard, r.Body, 8*maxBody)
 	}
+}
+
+// browserAsks lets AWS's SDK for JavaScript work in a web page, as AWS does
+// (CORS, in the Fetch standard), and reports whether r only asks if a page may
+// send. Any page may: a browser adds nothing of its own, such as a cookie, that
+// would sign a request.
+func browserAsks(w http.ResponseWriter, r *http.Request) bool {
+	if r.Header.Get("Origin") == "" {
+		return false
+	}
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Expose-Headers", "x-amzn-RequestId,x-amzn-ErrorType,x-amzn-ErrorMessage,Date")
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
+		return false
+	}
+	h.Set("Access-Control-Allow-Methods", http.MethodPost)
+	h.Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
+	h.Set("Access-Control-Max-Age", "172800")
+	return true
 }
 
 // serve does the work and returns the body of the answer. Panics become

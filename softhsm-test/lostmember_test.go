@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
@@ -166,7 +165,7 @@ func (d *deployment) renewed(t *testing.T) {
 		must(0, list(admin))(t)
 	}
 	d.mustDomain(t, "delete-access-key", "--access-key-id", old.ID)
-	time.Sleep(time.Second)
+	eventually(t, "the end of the old access key", func() bool { return list(old) != nil })
 	wantCode(t, list(old), "UnrecognizedClientException", "")
 	must(0, list(d.admin))(t)
 }
