@@ -42,7 +42,7 @@ type strangers struct {
 
 // refused returns err, marked as told: a stranger cannot fill the log either
 // when the failure is ours.
-func (s *strangers) refused(r *http.Request, err error) error {
+func (s *strangers) refused(r *http.Request, requestID string, err error) error {
 	api := kms.APIError(err)
 	s.refusal.WithLabelValues(api.ErrorCode()).Inc()
 	if s.limit.Allow() {
@@ -50,7 +50,7 @@ func (s *strangers) refused(r *http.Request, err error) error {
 		if api.ErrorFault() == smithy.FaultServer {
 			level = slog.LevelError
 		}
-		s.log.Log(r.Context(), level, "authentication refused", "code", api.ErrorCode(), "source", r.RemoteAddr, "target", r.Header.Get("X-Amz-Target"), "error", err)
+		s.log.Log(r.Context(), level, "authentication refused", "requestID", requestID, "code", api.ErrorCode(), "source", r.RemoteAddr, "target", r.Header.Get("X-Amz-Target"), "error", err)
 	}
 	return &told{err}
 }

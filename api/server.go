@@ -102,6 +102,10 @@ func New(cfg Config) (*Server, error) {
 
 // ServeHTTP answers one request.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if browserAsks(w, r) {
+		s.write(w, uuid.NewString(), http.StatusOK, nil)
+		return
+	}
 	started := time.Now()
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
@@ -127,6 +131,26 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// browserAsks lets AWS's SDK for JavaScript work in a web page, as AWS does
+// (CORS, in the Fetch standard), and reports whether r only asks if a page may
+// send. Any page may: a browser adds nothing of its own, such as a cookie, that
+// would sign a request.
+func browserAsks(w http.ResponseWriter, r *http.Request) bool {
+	if r.Header.Get("Origin") == "" {
+		return false
+	}
+	h := w.Header()
+	h.Set("Access-Control-Allow-Origin", "*")
+	h.Set("Access-Control-Expose-Headers", "x-amzn-RequestId,x-amzn-ErrorType,x-amzn-ErrorMessage,Date")
+	if r.Method != http.MethodOptions || r.Header.Get("Access-Control-Request-Method") == "" {
+		return false
+	}
+	h.Set("Access-Control-Allow-Methods", http.MethodPost)
+	h.Set("Access-Control-Allow-Headers", r.Header.Get("Access-Control-Request-Headers"))
+	h.Set("Access-Control-Max-Age", "172800")
+	return true
+}
+
 // serve does the work and returns the body of the answer. Panics become
 // errors of ours.
 func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Request, route *route, requestID string) (answer []byte, err error) {
@@ -143,7 +167,7 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	}
 	claim, err := s.verifier.Check(r)
 	if err != nil { // before a stranger's body costs anything
-		return nil, s.strange.refused(r, err)
+		return nil, s.strange.refused(r, requestID, err)
 	}
 	release, err := s.roomFor(ctx, r.ContentLength)
 	if err != nil {
@@ -157,7 +181,7 @@ func (s *Server) serve(ctx context.Context, w http.ResponseWriter, r *http.Reque
 	defer clear(body) // may hold plaintext
 	call, err := s.authenticate(r.WithContext(ctx), claim, body)
 	if err != nil {
-		return nil, s.strange.refused(r, err)
+		return nil, s.strange.refused(r, requestID, err)
 	}
 	describe(call, r, route.operation.name, requestID)
 	return s.service.Do(ctx, call, func() ([]byte, error) {

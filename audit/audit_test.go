@@ -75,14 +75,14 @@ type acknowledged struct {
 	ids map[string]bool
 }
 
-// load runs callers that record until ctx ends. Errors go to failed, which may
-// be nil.
+// load runs callers that record until ctx ends, at least once each. Errors go to
+// failed, which may be nil.
 func load(ctx context.Context, w *Writer, callers int, failed func(error)) *acknowledged {
 	acked := &acknowledged{ids: map[string]bool{}}
 	var group sync.WaitGroup
 	for range callers {
 		group.Go(func() {
-			for ctx.Err() == nil {
+			for first := true; first || ctx.Err() == nil; first = false {
 				r := sample()
 				r.EventID = ""
 				if _, err := w.Record(context.Background(), r); err != nil {

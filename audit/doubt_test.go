@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/trent-kms/trent/internal/testenv"
 	"github.com/trent-kms/trent/store"
 )
@@ -95,78 +97,122 @@ func (w *wire) cut() {
 	w.conns = nil
 }
 
-// slowCommit makes the commit of every batch with this text take a while.
-func slowCommit(t *testing.T, db *store.DB, text string, pause time.Duration) {
+// holdCommit keeps the commit of every batch with this text from its end until
+// release.
+func holdCommit(t *testing.T, url, text string) (release func()) {
 	t.Helper()
-	_, err := db.Pool().Exec(t.Context(), fmt.Sprintf(`
-		CREATE FUNCTION slow_commit() RETURNS trigger LANGUAGE plpgsql AS $$
+	conn := own(t, url)
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(fmt.Sprintf(`
+		CREATE FUNCTION held_commit() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$
 		BEGIN
-			IF position('%s' IN NEW.records) > 0 THEN PERFORM pg_sleep(%f); END IF;
+			IF position('%s' IN NEW.records) > 0 THEN PERFORM pg_advisory_xact_lock_shared(1); END IF;
 			RETURN NULL;
 		END $$;
-		CREATE CONSTRAINT TRIGGER slow_commit AFTER INSERT ON audit_batches
-			DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow_commit()`, text, pause.Seconds()))
+		CREATE CONSTRAINT TRIGGER held_commit AFTER INSERT ON audit_batches
+			DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION held_commit()`, text))
+	exec("SELECT pg_advisory_lock(1)")
+	return func() { t.Helper(); exec("SELECT pg_advisory_unlock(1)") }
+}
+
+// own is a connection without the bounds that a store's have.
+func own(t *testing.T, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
 }
 
-// awaitCommit returns once a commit sleeps.
+// awaitCommit returns once a commit is held.
 func awaitCommit(t *testing.T, db *store.DB, answer <-chan error) {
 	t.Helper()
-	for range 1000 {
-		var sleeps bool
-		err := db.Pool().QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_stat_activity
-			WHERE datname = current_database() AND wait_event = 'PgSleep')`).Scan(&sleeps)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if sleeps {
-			return
-		}
+	for len(waits(t, db, "wait_event = 'advisory'")) == 0 {
 		select {
 		case err := <-answer:
 			t.Fatalf("answered before the commit: %v", err)
 		case <-time.After(2 * time.Millisecond):
 		}
 	}
-	t.Fatal("no commit sleeps")
+}
+
+// awaitLooks returns once n statements, one after the other, have waited for
+// what the commit that is held has locked.
+func awaitLooks(t *testing.T, db *store.DB, n int) {
+	t.Helper()
+	for seen := map[time.Time]bool{}; len(seen) < n; time.Sleep(2 * time.Millisecond) {
+		for _, began := range waits(t, db, "wait_event <> 'advisory'") {
+			seen[began] = true
+		}
+	}
+}
+
+// waits is when the statements began that wait for such a lock.
+func waits(t *testing.T, db *store.DB, which string) []time.Time {
+	t.Helper()
+	rows, err := db.Pool().Query(t.Context(), `SELECT query_start FROM pg_stat_activity
+		WHERE datname = current_database() AND wait_event_type = 'Lock' AND `+which)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowTo[time.Time])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 // TestCutWhileCommitting cuts the connection while Postgres commits, for
 // longer than one look or than all of them: what was committed is never
 // answered with an error that promises that it was not.
 func TestCutWhileCommitting(t *testing.T) {
+	const patient = "&lock_timeout=3s" // or a slow machine makes more looks of it
 	for name, c := range map[string]struct {
-		pause  time.Duration
-		change bool
-		doubt  bool // remains
+		setting string // of the writer's connections
+		looks   int    // while Postgres commits
+		change  bool
+		doubt   bool // remains
 	}{
-		"record":          {pause: 700 * time.Millisecond},
-		"change":          {pause: 700 * time.Millisecond, change: true},
-		"record, long":    {pause: 4 * time.Second, doubt: true},
-		"change, long":    {pause: 4 * time.Second, change: true, doubt: true},
-		"record, at once": {pause: 50 * time.Millisecond},
-		"change, at once": {pause: 50 * time.Millisecond, change: true},
+		"record":          {setting: patient, looks: 2},
+		"change":          {setting: patient, looks: 2, change: true},
+		"record, long":    {doubt: true},
+		"change, long":    {doubt: true, change: true},
+		"record, at once": {setting: patient},
+		"change, at once": {setting: patient, change: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			direct := testenv.Postgres(t)
 			beside := migrated(t, direct)
 			wire, u := through(t, direct)
-			db := connect(t, u)
+			db := connect(t, u+c.setting)
 			w := openWriter(t, db, 0)
 			if _, err := w.Record(t.Context(), sample()); err != nil {
 				t.Fatal(err)
 			}
-			slowCommit(t, beside, "in flight", c.pause)
+			release := holdCommit(t, direct, "in flight")
 			r := sample()
 			r.EventID = "in flight"
 			answer := make(chan error, 1)
 			go func() { answer <- write(w, db, r, c.change) }()
 			awaitCommit(t, beside, answer)
 			wire.cut()
-			err := <-answer
+			var err error
+			if c.doubt {
+				err = <-answer
+				release()
+			} else {
+				awaitLooks(t, beside, c.looks)
+				release()
+				err = <-answer
+			}
 			if c.doubt {
 				if !errors.Is(err, store.ErrInDoubt) || errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrExists) {
 					t.Errorf("unknown outcome: %v", err)
@@ -218,13 +264,13 @@ func write(w *Writer, db *store.DB, r *Record, change bool) error {
 // flight: the next one reads the log before it and must follow it.
 func TestPredecessorCommitsLate(t *testing.T) {
 	direct := testenv.Postgres(t)
-	beside := migrated(t, direct)
+	beside := migrated(t, direct+"&lock_timeout=3s")
 	wire, u := through(t, direct)
 	before := openWriter(t, connect(t, u), 0)
 	if _, err := before.Record(t.Context(), sample()); err != nil {
 		t.Fatal(err)
 	}
-	slowCommit(t, beside, "in flight", 900*time.Millisecond)
+	release := holdCommit(t, direct, "in flight")
 	old := before.chain.head
 	r := sample()
 	r.EventID = "in flight"
@@ -238,7 +284,11 @@ func TestPredecessorCommitsLate(t *testing.T) {
 	if w.chain.head != old {
 		t.Fatal("the commit was not late")
 	}
-	if _, err := w.Record(t.Context(), sample()); err != nil {
+	next := make(chan error, 1)
+	go func() { next <- write(w, nil, sample(), false) }()
+	awaitLooks(t, beside, 1)
+	release()
+	if err := <-next; err != nil {
 		t.Fatalf("first record of the next process: %v", err)
 	}
 	if n, err := VerifyChain(t.Context(), beside, testHost); n != 3 || err != nil {

@@ -57,7 +57,6 @@ func newShared(t *testing.T) (cfg DomainConfig, old EKT) {
 // while that is away, callers are told so, and not that their key is bad.
 func TestMembersHoldDifferentGenerations(t *testing.T) {
 	cfg, old := newShared(t)
-	cfg.Patience = 10 * time.Second
 	d := openDomain(t, cfg)
 	eventually(t, "both members", func() bool { return workerOf(d, 0) != 0 && workerOf(d, 1) != 0 })
 	iv, sealed, err := d.Encrypt(t.Context(), old, testAAD, []byte("old"))

@@ -75,7 +75,6 @@ func TestTimedFaultTableOfWorkers(t *testing.T) {
 func newWorkerTable(t *testing.T, members int) *workerTable {
 	t.Helper()
 	cfg, _ := newDomainConfig(t, members)
-	cfg.Patience = 10 * time.Second // of a machine that does much else
 	first := &cfg.Members[0]
 	tb := &workerTable{shim: faultshim.ForOthers(t, first.Module)}
 	first.Module = tb.shim.Module
@@ -339,7 +338,7 @@ func (tb *workerTable) mendToken(ctx context.Context, t *testing.T) {
 func (tb *workerTable) wantLive(t *testing.T, when string) {
 	t.Helper()
 	var spareSessions, spareObjects int
-	for range 200 {
+	for end := time.Now().Add(30 * soon); time.Now().Before(end); {
 		// Each lane's sessions clean up at their next call.
 		var group sync.WaitGroup
 		for range 2 {

@@ -4,14 +4,12 @@ import (
 	"errors"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestActiveGenerationOutlivesWorkers: a worker that replaces another makes
 // new keys under the generation that is active, not under its first.
 func TestActiveGenerationOutlivesWorkers(t *testing.T) {
 	cfg, _ := newDomainConfig(t, 1)
-	cfg.Patience = 10 * time.Second
 	// A second generation, made by a process of its own as trent domain is.
 	t.Setenv("SOFTHSM2_CONF", cfg.Members[0].Environment[0][len("SOFTHSM2_CONF="):])
 	token, err := Open(t.Context(), cfg.Members[0].Config)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/trent-kms/trent/internal/testenv"
 )
@@ -35,6 +36,7 @@ var testDomain = DomainID{1, 2, 3}
 func newDomain(t testing.TB, change func(*Config)) *Member {
 	t.Helper()
 	cfg := testConfig(t)
+	cfg.RecoveryWait = 30 * time.Second // of a machine that does much else
 	if change != nil {
 		change(&cfg)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/miekg/pkcs11"
 
@@ -29,7 +30,11 @@ func TestIllDeviceProvesNothing(t *testing.T) {
 		{pkcs11.CKR_DEVICE_ERROR, 1, true}, // after a recovery
 	} {
 		t.Run(fmt.Sprintf("%s %d times", codeName(test.code), test.times), func(t *testing.T) {
-			shim, d := newFaultyDomain(t, nil)
+			shim, d := newFaultyDomain(t, func(c *Config) {
+				if !test.opens { // which shows when the wait is over
+					c.RecoveryWait = time.Second
+				}
+			})
 			pairs := shim.Calls()["C_GenerateKeyPair"]
 			shim.Set("C_GenerateKeyPair", faultshim.Fault{Action: faultshim.Fail, Code: test.code, Times: test.times})
 			_, err := d.t.OpenDomain(t.Context(), testDomain)

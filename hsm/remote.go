@@ -346,7 +346,11 @@ func (w *remote) hung(now int64) (laneKind, bool) {
 		case laneOpening:
 			limit = int64(w.limits.Open)
 		}
-		if now-f.since > limit && now-w.moved[f.lane] > limit {
+		moved := w.moved[f.lane]
+		if f.lane == laneKeeper { // a ping waits its turn among those calls too
+			moved = max(moved, w.moved[laneSymmetric])
+		}
+		if now-f.since > limit && now-moved > limit {
 			return f.lane, true
 		}
 	}

@@ -468,10 +468,5 @@ func TestForgetPair(t *testing.T) {
 		t.Fatalf("%d objects after use, %d before", n, before)
 	}
 	d.Forget(made.EKT)
-	for range 100 {
-		if countObjects(t, d) == before {
-			return
-		}
-	}
-	t.Error("the copy is still there")
+	eventually(t, "the end of the copy", func() bool { return countObjects(t, d) == before })
 }

@@ -199,9 +199,11 @@ func (t *target) retires() <-chan struct{} {
 }
 
 // ask pings, and tells the member what it may have missed: the proofs, and the
-// generation that is active.
+// generation that is active. It waits as long as a call may for its turn, or a
+// slow device would not be used for what is still to be done on it.
 func (s *seat) ask(ctx context.Context, t *target) error {
-	ctx, cancel := context.WithTimeout(ctx, s.d.cfg.Limits.Call)
+	limit := queued * s.d.cfg.Limits.Call
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var err error
 	if s.refused != nil { // first: a ping may renew the login
@@ -220,7 +222,7 @@ func (s *seat) ask(ctx context.Context, t *target) error {
 		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
-		return fmt.Errorf("%w: it did not answer a ping within %s", ErrUnavailable, s.d.cfg.Limits.Call)
+		return fmt.Errorf("%w: it did not answer a ping within %s", ErrUnavailable, limit)
 	}
 	return err
 }

@@ -343,10 +343,13 @@ func TestAllMembersDead(t *testing.T) {
 			t.Errorf("without a token: %v", err)
 		}
 	}
-	began := time.Now()
-	if err := d.Ping(t.Context()); !errors.Is(err, ErrUnavailable) || time.Since(began) > 200*time.Millisecond {
-		t.Errorf("%v after %s", err, time.Since(began))
-	}
+	eventually(t, "a failure at once", func() bool { // of some call, on a slow machine
+		began := time.Now()
+		if err := d.Ping(t.Context()); !errors.Is(err, ErrUnavailable) {
+			t.Error(err)
+		}
+		return time.Since(began) < cfg.Patience/2
+	})
 }
 
 // TestWrongPINStops: a refused PIN is not tried again by any respawn.

@@ -33,6 +33,12 @@ func (m *DomainMembers) RenewAccessKey(ctx context.Context, by MemberAtHand, id 
 	if err != nil {
 		return fmt.Errorf("member %s, whose security officer's PIN was given, makes the access key; name another one with --member: %w", by.Name, err)
 	}
+	alone.Commit = func(ctx context.Context, r *audit.Record, c *store.Change) error {
+		// All that by verifies and seals for the access key is done. The log's
+		// newest record may be of a generation that by has never had.
+		m.DB.SetSealer(g.deployment.ID, sealers(append([]MemberAtHand{by}, m.reachable()...)))
+		return m.Commit(ctx, r, c)
+	}
 	return alone.renew(ctx, g, id, show)
 }
 

@@ -3,6 +3,7 @@ package softhsmtest
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -96,4 +97,44 @@ func TestChainHolds(t *testing.T) {
 	d := shared(t)
 	createKey(t, d.client(t))
 	d.wantChains(t)
+}
+
+// TestAuditQueries: what docs/operations.md gives an auditor to run finds who
+// used a key, and a record that was altered or is missing.
+func TestAuditQueries(t *testing.T) {
+	d := newDeployment(t, "")
+	s := d.serve(t)
+	key := createKey(t, d.client(t))
+	for range 3 {
+		encrypt(t, d.client(t), *key.KeyId, marker, nil)
+	}
+	must(0, s.stop())(t)
+	blocks := strings.Split(string(must(os.ReadFile("../docs/operations.md"))(t)), "```sql\n")
+	if len(blocks) != 3 {
+		t.Fatalf("%d queries in docs/operations.md, want 2", len(blocks)-1)
+	}
+	tx := must(d.pool.Begin(t.Context()))(t)
+	defer tx.Rollback(context.Background()) //nolint:errcheck // for the tests that read the log after this
+	rows := func(query string) (n int) {
+		query, _, _ = strings.Cut(query, "```")
+		all := must(tx.Query(t.Context(), query))(t)
+		for ; all.Next(); n++ {
+		}
+		must(0, all.Err())(t)
+		return n
+	}
+	if n := rows(strings.ReplaceAll(blocks[1], "arn:aws:kms:…:key/…", *key.Arn)); n != 4 {
+		t.Errorf("%d uses of a key that was made and used 3 times", n)
+	}
+	if n := rows(blocks[2]); n != 0 {
+		t.Errorf("%d batches of a log that is whole are named", n)
+	}
+	must(tx.Exec(t.Context(), `UPDATE audit_batches SET records = replace(records, 'CreateKey', 'CreateKez') WHERE records LIKE '%CreateKey%'`))(t)
+	if n := rows(blocks[2]); n != 1 {
+		t.Errorf("%d batches named, one is altered", n)
+	}
+	must(tx.Exec(t.Context(), `DELETE FROM audit_batches WHERE records LIKE '%"Encrypt"%' AND first_seq = (SELECT min(first_seq) FROM audit_batches WHERE records LIKE '%"Encrypt"%')`))(t)
+	if n := rows(blocks[2]); n != 2 {
+		t.Errorf("%d batches named, one is altered and one is missing", n)
+	}
 }

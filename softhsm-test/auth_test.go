@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
+	"golang.org/x/sys/unix"
 )
 
 func TestWrongSecret(t *testing.T) {
@@ -93,6 +94,19 @@ func TestSignatureFaults(t *testing.T) {
 	}
 }
 
+// TestRefusedCallIsFound: the log has the request id that the caller was told,
+// once so few are refused that it has them all.
+func TestRefusedCallIsFound(t *testing.T) {
+	d := shared(t)
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(time.Second) {
+		a := d.raw(t, request{operation: "ListKeys", body: []byte(`{}`), region: "mars-1"})
+		if bytes.Contains(d.logs(t), []byte(`"requestID":"`+a.requestID+`"`)) {
+			return
+		}
+	}
+	t.Error("no refused call is in the log under its request id")
+}
+
 // TestBodyOfAStranger: a request that its headers alone give away is answered
 // before any of its body is there, which is taken all the same: most clients
 // send all of it before they read.
@@ -155,4 +169,28 @@ func TestRegionsAreApart(t *testing.T) {
 	if err == nil {
 		t.Error("a ciphertext of one region was decrypted in another")
 	}
+}
+
+// TestNoFilesLeft: that no connection can be taken is said in the log, since
+// nothing else answers then, and passes with its cause.
+func TestNoFilesLeft(t *testing.T) {
+	d := newDeployment(t, "")
+	s := d.serve(t)
+	must(0, unix.Prlimit(s.cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 64, Max: 64}, nil))(t)
+	address := strings.TrimPrefix(d.url, "http://")
+	var held []net.Conn
+	for range 100 {
+		conn := must(net.Dial("tcp", address))(t)
+		defer conn.Close() //nolint:errcheck // closed below
+		held = append(held, conn)
+	}
+	for deadline := time.Now().Add(30 * time.Second); !bytes.Contains(d.logs(t), []byte("no connection can be taken")); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing says that the files are used up")
+		}
+	}
+	for _, conn := range held {
+		must(0, conn.Close())(t)
+	}
+	createKey(t, d.client(t))
 }

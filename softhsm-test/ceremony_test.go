@@ -6,9 +6,11 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -235,11 +237,21 @@ func TestCeremonyEnrol(t *testing.T) {
 	d.holds(t, map[string][]int{"first": {1, 2}, "second": {2}})
 }
 
-// TestCeremonyInterrupted: Ctrl-C at a question is a no.
+// TestCeremonyInterrupted: Ctrl-C at a question is a no, and so is a terminal
+// that goes away.
 func TestCeremonyInterrupted(t *testing.T) {
 	d := prepare(t, testenv.Postgres(t))
 	d.endWith(t)
-	path := filepath.Join(d.dir, "interrupted.txt")
+	heeded := make(chan os.Signal, 1) // a program hears of no SIGHUP if these tests run under nohup
+	signal.Notify(heeded, syscall.SIGHUP)
+	defer signal.Stop(heeded)
+	for _, sent := range []syscall.Signal{syscall.SIGINT, syscall.SIGHUP} {
+		t.Run(sent.String(), func(t *testing.T) { d.ceremonyInterrupted(t, sent) })
+	}
+}
+
+func (d *deployment) ceremonyInterrupted(t *testing.T, sent os.Signal) {
+	path := filepath.Join(t.TempDir(), "interrupted.txt")
 	cmd := d.command(t, "ceremony", "setup", "--credentials", filepath.Join(d.dir, "admin.env"), "--transcript", path)
 	must(cmd.StdinPipe())(t)
 	display := must(cmd.StdoutPipe())(t)
@@ -255,7 +267,7 @@ func TestCeremonyInterrupted(t *testing.T) {
 		n, err := display.Read(buf)
 		seen.Write(buf[:n])
 		if strings.HasSuffix(seen.String(), "\n   > ") {
-			_ = cmd.Process.Signal(os.Interrupt)
+			_ = cmd.Process.Signal(sent)
 		}
 		if err != nil {
 			break

@@ -58,7 +58,7 @@ func TestDeletionWhenDue(t *testing.T) {
 func waitGone(t *testing.T, c *kms.Client, id string) {
 	t.Helper()
 	var err error
-	for range 300 {
+	for range 600 {
 		if _, err = c.DescribeKey(context.Background(), &kms.DescribeKeyInput{KeyId: &id}); err != nil {
 			break
 		}

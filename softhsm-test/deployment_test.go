@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,7 +200,7 @@ func (d *deployment) serve(t testing.TB, extra ...string) *server {
 // launch starts a server without waiting for it.
 func (d *deployment) launch(t testing.TB, extra ...string) *server {
 	t.Helper()
-	listen, admin := freeAddress(t), freeAddress(t)
+	listen, admin := testenv.Address(t), testenv.Address(t)
 	s := &server{
 		url: "http://" + listen, adminURL: "http://" + admin, exited: make(chan struct{}),
 		log: filepath.Join(d.dir, fmt.Sprintf("serve-%d.log", len(d.servers))),
@@ -221,16 +220,6 @@ func (d *deployment) launch(t testing.TB, extra ...string) *server {
 	d.servers = append(d.servers, s)
 	d.url = s.url
 	return s
-}
-
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // ready waits until /readyz says so.

@@ -187,14 +187,24 @@ func (d *deployment) fleet(t *testing.T) (a, b *kms.Client) {
 	return newClient(first.url, d.admin, http.DefaultTransport), newClient(second.url, d.admin, http.DefaultTransport)
 }
 
-// followed demands that all hosts wrap under the generation within a second.
+// followed waits until all hosts are at the generation, and demands that they
+// wrap under it.
 func (d *deployment) followed(t *testing.T, generation int, hosts ...*kms.Client) {
 	t.Helper()
-	time.Sleep(time.Second)
+	for _, s := range d.servers {
+		eventually(t, "a host following", func() bool {
+			select {
+			case <-s.exited:
+				return true
+			default:
+				return s.metric(t, "trent_domain_generation") == float64(generation)
+			}
+		})
+	}
 	for i, c := range hosts {
 		key := createKey(t, c)
 		if got := d.ektGeneration(t, *key.KeyId); got != generation {
-			t.Errorf("host %d wraps under generation %d a second after %d was activated", i, got, generation)
+			t.Errorf("host %d says that it is at generation %d, and wraps under %d", i, generation, got)
 		}
 	}
 }

@@ -78,7 +78,8 @@ func TestNoAnswerAfterDisable(t *testing.T) {
 					return
 				default:
 				}
-				was, at := disabledNow.Load(), epoch.Load()
+				at := epoch.Load() // first, or what was may be of the epoch before
+				was := disabledNow.Load()
 				_, err := b.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob})
 				if err == nil && was && epoch.Load() == at {
 					t.Error("a disabled key decrypted")

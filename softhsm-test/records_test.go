@@ -192,7 +192,7 @@ func (d *deployment) wantChains(t testing.TB) {
 
 // get fetches one of the admin listener's pages; status 0 = no answer.
 func get(url string) (int, []byte) {
-	client := http.Client{Timeout: 5 * time.Second}
+	client := http.Client{Timeout: 30 * time.Second}
 	resp, err := client.Get(url)
 	if err != nil {
 		return 0, nil

@@ -53,10 +53,10 @@ func TestRestartOfPostgres(t *testing.T) {
 	if err == nil {
 		t.Error("a call was answered although it could not be recorded")
 	}
-	wantStatus(t, s.adminURL+"/readyz", 503)
-	if _, body := get(s.adminURL + "/readyz"); !strings.HasPrefix(string(body), "not ready: the database") {
-		t.Errorf("/readyz does not say what is not ready: %s", body)
-	}
+	eventually(t, "/readyz saying that the database is not ready", func() bool {
+		status, body := get(s.adminURL + "/readyz")
+		return status == 503 && strings.HasPrefix(string(body), "not ready: the database")
+	})
 	wantStatus(t, s.adminURL+"/healthz", 200)
 }
 

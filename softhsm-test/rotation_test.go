@@ -126,7 +126,7 @@ func TestAutomaticRotationInAFleet(t *testing.T) {
 	waitMaterials := func(c *kms.Client, want int) {
 		t.Helper()
 		var n int
-		for range 300 {
+		for range 600 {
 			if n = len(allMaterial(t, c, *key.KeyId)); n >= want {
 				break
 			}

@@ -85,6 +85,9 @@ func (s *stress) check(t *testing.T) {
 	if diff := cmp.Diff(m.aliases, s.aliasRows(t)); diff != "" {
 		t.Errorf("aliases by the log and in the database:\n%s", diff)
 	}
+	for i := range s.hosts {
+		s.start(t, i)
+	}
 	s.openAll(t, &m)
 }
 

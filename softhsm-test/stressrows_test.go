@@ -6,11 +6,28 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/jackc/pgx/v5"
 )
+
+// crashPostgres ends one backend, which is the end of all, and returns when
+// Postgres has found that out: what it answers from then on, it will not cut.
+func (s *stress) crashPostgres(t *testing.T) {
+	t.Helper()
+	witness, err := pgx.Connect(t.Context(), s.d.database)
+	if err != nil {
+		return // it is down
+	}
+	defer witness.Close(t.Context()) //nolint:errcheck // it is cut
+	var pid int
+	if err := s.d.pool.QueryRow(t.Context(), "SELECT pg_backend_pid()").Scan(&pid); err == nil {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_, _ = witness.Exec(t.Context(), "SELECT pg_sleep(60)")
+	}
+}
 
 // keyRows is what the database says of keys.
 func (s *stress) keyRows(t *testing.T) map[string]*modelKey {

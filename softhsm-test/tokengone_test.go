@@ -62,20 +62,17 @@ func (l *outageLoad) refusals() map[string]int {
 	return maps.Clone(l.refused)
 }
 
-// within waits for something to become so, and returns how long that took.
-func within(t *testing.T, limit time.Duration, what string, so func() bool) time.Duration {
+// eventually waits for something to become so, and returns how long that took.
+// How long it may take TestTimed… of package hsm say, which run alone.
+func eventually(t *testing.T, what string, so func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
 	for ; !so(); time.Sleep(2 * time.Millisecond) {
-		if time.Since(began) > 10*limit {
-			t.Fatalf("%s: not after %s", what, 10*limit)
+		if time.Since(began) > time.Minute {
+			t.Fatalf("%s: not after a minute", what)
 		}
 	}
-	took := time.Since(began)
-	if took > limit {
-		t.Errorf("%s took %s", what, took)
-	}
-	return took
+	return time.Since(began).Round(time.Millisecond)
 }
 
 // lose moves the folder of tokens away, and kills the workers, since SoftHSM
@@ -105,7 +102,7 @@ func TestTokenGoneAndBack(t *testing.T) {
 	c := newClient(d.url, d.admin, nil) // without the HSM there are no sealed records of what is refused
 	load, stop := startOutageLoad(c, createKey(t, c).KeyId, 4)
 	defer stop()
-	within(t, 5*time.Second, "the first answer", func() bool { return load.succeeded.Load() > 0 })
+	eventually(t, "the first answer", func() bool { return load.succeeded.Load() > 0 })
 	if refused := load.refusals(); len(refused) > 0 {
 		t.Errorf("refused without any fault: %v", refused)
 	}
@@ -115,7 +112,7 @@ func TestTokenGoneAndBack(t *testing.T) {
 		var status int
 		var member string
 		refused := len(load.refusals())
-		within(t, 10*time.Second, "readiness telling", func() bool {
+		eventually(t, "readiness telling", func() bool {
 			status, member = s.memberState()
 			return status == 503
 		})
@@ -123,17 +120,17 @@ func TestTokenGoneAndBack(t *testing.T) {
 			t.Errorf("without its token readiness says of the member %q", member)
 		}
 		t.Logf("without its token readiness says %q", member)
-		within(t, 10*time.Second, "a refusal", func() bool { return len(load.refusals()) >= max(refused, 1) })
+		eventually(t, "a refusal", func() bool { return len(load.refusals()) >= max(refused, 1) })
 
 		must(0, os.Rename(tokens+".away", tokens))(t)
 		before := load.succeeded.Load()
-		took := within(t, time.Second, "the first answer after the token came back", func() bool { return load.succeeded.Load() > before })
-		took += within(t, time.Second-took, "the member being ready", func() bool {
+		took := eventually(t, "the first answer after the token came back", func() bool { return load.succeeded.Load() > before })
+		took += eventually(t, "the member being ready", func() bool {
 			_, member = s.memberState()
 			return strings.HasSuffix(member, ": ready")
 		})
-		t.Logf("healthy %s after the token came back", took.Round(time.Millisecond))
-		within(t, 2*time.Second, "readiness, which is kept for a second", func() bool {
+		t.Logf("healthy %s after the token came back", took)
+		eventually(t, "readiness, which is kept for a second", func() bool {
 			status, _ = s.memberState()
 			return status == 200
 		})
@@ -171,7 +168,7 @@ func TestOneOfTwoTokensGoneAndBack(t *testing.T) {
 	for name, conf := range confs {
 		tokens := filepath.Join(filepath.Dir(conf), "tokens")
 		s.lose(t, tokens)
-		within(t, 5*time.Second, "readiness telling", func() bool { return !ready(name) })
+		eventually(t, "readiness telling", func() bool { return !ready(name) })
 		before := load.succeeded.Load()
 		time.Sleep(4 * time.Second) // more than calls wait for a member
 		if load.succeeded.Load() == before {
@@ -179,7 +176,7 @@ func TestOneOfTwoTokensGoneAndBack(t *testing.T) {
 		}
 		wantStatus(t, s.adminURL+"/readyz", 200)
 		must(0, os.Rename(tokens+".away", tokens))(t)
-		t.Logf("%s served %s after its token came back", name, within(t, time.Second, "its return", func() bool { return ready(name) }).Round(time.Millisecond))
+		t.Logf("%s served %s after its token came back", name, eventually(t, "its return", func() bool { return ready(name) }))
 	}
 	stop()
 	s.wantAlive(t)

@@ -82,5 +82,8 @@ func (c *certificate) get() *tls.Certificate {
 	if err != nil {
 		c.log.Error("renewing the TLS certificate: the old one stays", "error", err)
 	}
+	if ends := c.current.Leaf.NotAfter; time.Now().After(ends) {
+		c.log.Error("the TLS certificate has expired, and clients refuse it: renew it in its file", "file", c.certFile, "expired", ends)
+	}
 	return c.current
 }

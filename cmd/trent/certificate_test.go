@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -17,7 +18,8 @@ func TestCertificateRenewal(t *testing.T) {
 	if err := writeCertificate(dir); err != nil {
 		t.Fatal(err)
 	}
-	c := &certificate{certFile: cert, keyFile: key, log: slog.New(slog.DiscardHandler)}
+	var log bytes.Buffer
+	c := &certificate{certFile: cert, keyFile: key, log: slog.New(slog.NewTextHandler(&log, nil))}
 	if err := c.load(); err != nil {
 		t.Fatal(err)
 	}
@@ -54,5 +56,12 @@ func TestCertificateRenewal(t *testing.T) {
 	}
 	if !bytes.Equal(served(), second) {
 		t.Error("without its key's file the certificate is no longer served")
+	}
+	if strings.Contains(log.String(), "has expired") {
+		t.Errorf("a certificate that is good for an hour has expired:\n%s", &log)
+	}
+	c.current.Leaf.NotAfter = time.Now().Add(-time.Second)
+	if served(); !strings.Contains(log.String(), "has expired") {
+		t.Errorf("nothing is said of an expired certificate:\n%s", &log)
 	}
 }

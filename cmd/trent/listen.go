@@ -73,10 +73,10 @@ func serve(ctx context.Context, s serving) error {
 		}
 		return fmt.Errorf("background work ended: %w", err)
 	})
-	group.Go(func() error { return serveUntil(behind, adminServer, s.admin) })
+	group.Go(func() error { return serveUntil(behind, adminServer, heard{s.admin, log}) })
 	group.Go(func() error {
 		defer release()
-		return serveUntil(draining, apiServer, s.api)
+		return serveUntil(draining, apiServer, heard{s.api, log})
 	})
 	if s.ready != nil {
 		s.ready()
@@ -100,6 +100,22 @@ func newServer(log *slog.Logger, handler http.Handler) *http.Server {
 		// What strangers send, such as broken handshakes, must not fill the log.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
+}
+
+// heard logs why no connection can be taken: net/http tries again, at most once
+// a second when it lasts, and tells it like what strangers send.
+type heard struct {
+	net.Listener
+	log *slog.Logger
+}
+
+// Accept implements net.Listener.
+func (h heard) Accept() (net.Conn, error) {
+	conn, err := h.Listener.Accept()
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		h.log.Error("no connection can be taken: raise the limit of open files (LimitNOFILE, ulimit -n), or find who keeps so many connections", "error", err)
+	}
+	return conn, err //nolint:wrapcheck // net/http knows it
 }
 
 // serveUntil answers on l until ctx ends and the calls in flight are done.

@@ -73,7 +73,11 @@ func run(args []string) int {
 		fmt.Fprintf(os.Stderr, "trent: %v\nSee %s --help.\n", err, meant(err))
 		return exitUsage
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // by nohup
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	defer stop()
 	// The first signal asks for an orderly end, a second one ends at once.
 	context.AfterFunc(ctx, stop)

@@ -63,7 +63,7 @@ func TestRunning(t *testing.T) {
 			env.Setenv("TRENT_REGIONS", "us-east-1")
 			env.Defer(func() { removePostgres(t, env.WorkDir) })
 			for _, name := range []string{"API", "ADMIN", "API2", "ADMIN2"} {
-				env.Setenv(name, freeAddress(t))
+				env.Setenv(name, testenv.Address(t))
 			}
 			// Not the default: make run may be at work beside the tests.
 			env.Setenv("TRENT_LISTEN", env.Getenv("API"))
@@ -130,16 +130,6 @@ func removePostgres(t *testing.T, dir string) {
 	if err := os.RemoveAll(strings.TrimSpace(string(path))); err != nil {
 		t.Error(err)
 	}
-}
-
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // writeCertificate makes tls.crt and tls.key for 127.0.0.1.

@@ -45,6 +45,18 @@ func TestTokensDiffer(t *testing.T) {
 	}
 }
 
+// One address given out twice would keep the second server from starting.
+func TestAddressesDiffer(t *testing.T) {
+	seen := map[string]bool{}
+	for range 1000 {
+		address := Address(t)
+		if seen[address] {
+			t.Errorf("%s is given out twice", address)
+		}
+		seen[address] = true
+	}
+}
+
 func show(t *testing.T, url, setting string) string {
 	t.Helper()
 	ctx := context.Background()
