@@ -274,7 +274,9 @@ func (c *cache) member(ctx context.Context, k *key, id [16]byte) (store.BackingK
 	}
 	ref := backingRef{k.Account, k.Region, id}
 	b, err := c.backingKey(ctx, ref)
-	if err == nil && b.Version < version { // held since before its key's row was dropped
+	// Held since before its key's row was dropped, or since before a failover that
+	// lost a change.
+	if err == nil && b.Version != version {
 		c.backing.Invalidate(ref)
 		b, err = c.backingKey(ctx, ref)
 	}
