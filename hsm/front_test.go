@@ -3,6 +3,7 @@ package hsm
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -270,4 +271,22 @@ func TestWorkerRetires(t *testing.T) {
 	eventually(t, "three workers", func() bool { seen[workerOf(d, 0)] = true; return len(seen) > 3 })
 	l.goOn(t, 500)
 	eventually(t, "the end of the first", func() bool { return syscall.Kill(first, 0) != nil })
+}
+
+// TestForgettingTurnsNobodyAway: a host that has many keys forgotten at once
+// serves those who call meanwhile.
+func TestForgettingTurnsNobodyAway(t *testing.T) {
+	cfg, _ := newDomainConfig(t, 1)
+	cfg.Members[0].Queue = 8
+	d := openDomain(t, cfg)
+	key := newDomainKey(t, d)
+	for i := range 5000 {
+		d.Forget(binary.BigEndian.AppendUint32(bytes.Clone(key), uint32(i)))
+		if i%100 != 0 {
+			continue
+		}
+		if _, _, err := d.Encrypt(t.Context(), key, nil, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -50,6 +50,8 @@ type seat struct {
 	failed chan struct{}          // holds a token when a call has put it aside
 	left   leftBehind
 
+	forgetting sync.Mutex // held while the member is told to forget a key
+
 	// The tender's: whether the PIN was taken once, and why it is not to be tried
 	// again although the member serves.
 	proven  bool
@@ -89,8 +91,11 @@ func (d *spread) do(ctx context.Context, c *call, r *reply) error {
 }
 
 // forget tells a member that is aside, too: it keeps what it has unwrapped. One
-// that is gone has forgotten.
+// that is gone has forgotten. One at a time: a host that forgets all that it has
+// cached must not take the places of those who call.
 func (s *seat) forget(t *target, ekt EKT) {
+	s.forgetting.Lock()
+	defer s.forgetting.Unlock()
 	wait := minPause
 	for errors.Is(t.do(background, &call{op: callForget, ekt: ekt}, new(reply)), ErrBusy) {
 		wait = pause(background, wait)
