@@ -39,6 +39,9 @@ const (
 	// smallBody, which are rare (policies, attestation documents), wait for room.
 	smallBody   = 32 << 10
 	largeBodies = 32 << 20 // bytes
+	// largeBodyTimeout is how long one may take to come once it has room: who
+	// stalls must not keep those from it who wait, for no longer than callTimeout.
+	largeBodyTimeout = 10 * time.Second
 	// callTimeout bounds the work on one request. It is below the read timeout
 	// of AWS's clients.
 	callTimeout = 25 * time.Second
@@ -233,18 +236,28 @@ func (s *Server) roomFor(ctx context.Context, n int64) (release func(), err erro
 	return func() { s.room.Release(n) }, nil
 }
 
-func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
-	if r.ContentLength > maxBody {
+func readBody(w http.ResponseWriter, r *http.Request) (body []byte, err error) {
+	n := r.ContentLength
+	if n > maxBody {
 		return nil, tooLarge()
 	}
-	if n := r.ContentLength; n >= 0 {
+	if n < 0 || n > smallBody {
+		connection := http.NewResponseController(w)
+		_ = connection.SetReadDeadline(time.Now().Add(largeBodyTimeout))
+		defer func() {
+			if err == nil { // else what is left of it must not be waited for either
+				_ = connection.SetReadDeadline(time.Time{})
+			}
+		}()
+	}
+	if n >= 0 {
 		body := make([]byte, n)
 		if _, err := io.ReadFull(r.Body, body); err != nil {
 			return nil, &protocolError{http.StatusBadRequest, "SerializationException", "The request body ended early."}
 		}
 		return body, nil
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooBig *http.MaxBytesError
 	if errors.As(err, &tooBig) {
 		return nil, tooLarge()

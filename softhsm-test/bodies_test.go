@@ -34,24 +34,31 @@ func TestLargeBodiesOfStrangers(t *testing.T) {
 	if err := stranger.Header.Write(&head); err != nil {
 		t.Fatal(err)
 	}
-	var strangers sync.WaitGroup
-	var conns []net.Conn
-	for range 400 {
-		conn := must(net.Dial("tcp", stranger.URL.Host))(t)
-		conns = append(conns, conn)
-		strangers.Go(func() { // all but the last byte, as far as the server takes it
-			_ = conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
-			_, _ = conn.Write([]byte(head.String() + "\r\n"))
-			_, _ = conn.Write(large[:len(large)-1])
-		})
+	stall := func(n int) (leave func()) {
+		var strangers sync.WaitGroup
+		var conns []net.Conn
+		for range n {
+			conn := must(net.Dial("tcp", stranger.URL.Host))(t)
+			conns = append(conns, conn)
+			strangers.Go(func() { // all but the last byte, as far as the server takes it
+				_ = conn.SetWriteDeadline(time.Now().Add(5 * time.Second))
+				_, _ = conn.Write([]byte(head.String() + "\r\n"))
+				_, _ = conn.Write(large[:len(large)-1])
+			})
+		}
+		strangers.Wait()
+		return func() {
+			for _, conn := range conns {
+				_ = conn.Close()
+			}
+		}
 	}
-	strangers.Wait()
+	leave := stall(400)
 	d.raw(t, request{operation: "ListKeys", body: []byte(`{}`)}).want(t, http.StatusOK, "")
 	if grown := s.peak(t) - before; grown > 200 {
 		t.Errorf("400 MiB of strangers' bodies took %d MiB", grown)
 	}
-	for _, conn := range conns {
-		_ = conn.Close()
-	}
+	leave()
+	defer stall(40)() // who stay, and have all the room
 	d.raw(t, request{operation: "CreateKey", body: large}).want(t, http.StatusBadRequest, "ValidationException")
 }
