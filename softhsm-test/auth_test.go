@@ -189,6 +189,16 @@ func TestNoFilesLeft(t *testing.T) {
 			t.Fatal("nothing says that the files are used up")
 		}
 	}
+	began, before := time.Now(), bytes.Count(d.logs(t), []byte("no connection can be taken"))
+	for i := range held { // whoever comes and goes does not fill the log
+		must(0, held[i].Close())(t)
+		held[i] = must(net.Dial("tcp", address))(t)
+		time.Sleep(10 * time.Millisecond)
+	}
+	said := bytes.Count(d.logs(t), []byte("no connection can be taken")) - before
+	if most := int(time.Since(began)/time.Second) + 2; said > most {
+		t.Errorf("it was said %d times in %s", said, time.Since(began))
+	}
 	for _, conn := range held {
 		must(0, conn.Close())(t)
 	}

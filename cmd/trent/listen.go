@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 )
 
 // The limits of a connection. AWS's clients send a request at once and keep
@@ -73,10 +74,10 @@ func serve(ctx context.Context, s serving) error {
 		}
 		return fmt.Errorf("background work ended: %w", err)
 	})
-	group.Go(func() error { return serveUntil(behind, adminServer, heard{s.admin, log}) })
+	group.Go(func() error { return serveUntil(behind, adminServer, hear(s.admin, log)) })
 	group.Go(func() error {
 		defer release()
-		return serveUntil(draining, apiServer, heard{s.api, log})
+		return serveUntil(draining, apiServer, hear(s.api, log))
 	})
 	if s.ready != nil {
 		s.ready()
@@ -102,18 +103,26 @@ func newServer(log *slog.Logger, handler http.Handler) *http.Server {
 	}
 }
 
-// heard logs why no connection can be taken: net/http tries again, at most once
-// a second when it lasts, and tells it like what strangers send.
+// heard logs why no connection can be taken: net/http tells it like what
+// strangers send. It does so once a second at most, or strangers who come and go
+// could fill the log.
 type heard struct {
 	net.Listener
-	log *slog.Logger
+	log   *slog.Logger
+	limit *rate.Sometimes
+}
+
+func hear(l net.Listener, log *slog.Logger) heard {
+	return heard{l, log, &rate.Sometimes{Interval: time.Second}}
 }
 
 // Accept implements net.Listener.
 func (h heard) Accept() (net.Conn, error) {
 	conn, err := h.Listener.Accept()
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		h.log.Error("no connection can be taken: raise the limit of open files (LimitNOFILE, ulimit -n), or find who keeps so many connections", "error", err)
+		h.limit.Do(func() {
+			h.log.Error("no connection can be taken: raise the limit of open files (LimitNOFILE, ulimit -n), or find who keeps so many connections", "error", err)
+		})
 	}
 	return conn, err //nolint:wrapcheck // net/http knows it
 }
