@@ -145,11 +145,16 @@ func awaitCommit(t *testing.T, db *store.DB, answer <-chan error) {
 
 // awaitLooks returns once n statements, one after the other, have waited for
 // what the commit that is held has locked.
-func awaitLooks(t *testing.T, db *store.DB, n int) {
+func awaitLooks(t *testing.T, db *store.DB, n int, answer <-chan error) {
 	t.Helper()
-	for seen := map[time.Time]bool{}; len(seen) < n; time.Sleep(2 * time.Millisecond) {
+	for seen := map[time.Time]bool{}; len(seen) < n; {
 		for _, began := range waits(t, db, "wait_event <> 'advisory'") {
 			seen[began] = true
+		}
+		select {
+		case err := <-answer:
+			t.Fatalf("answered after %d looks at what is not committed: %v", len(seen), err)
+		case <-time.After(2 * time.Millisecond):
 		}
 	}
 }
@@ -209,7 +214,7 @@ func TestCutWhileCommitting(t *testing.T) {
 				err = <-answer
 				release()
 			} else {
-				awaitLooks(t, beside, c.looks)
+				awaitLooks(t, beside, c.looks, answer)
 				release()
 				err = <-answer
 			}
@@ -286,7 +291,7 @@ func TestPredecessorCommitsLate(t *testing.T) {
 	}
 	next := make(chan error, 1)
 	go func() { next <- write(w, nil, sample(), false) }()
-	awaitLooks(t, beside, 1)
+	awaitLooks(t, beside, 1, next)
 	release()
 	if err := <-next; err != nil {
 		t.Fatalf("first record of the next process: %v", err)
